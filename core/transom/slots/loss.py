@@ -1,0 +1,67 @@
+"""The loss slot: hidden states, output weight and labels to token losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from transom.slots.request import Request
+from transom.slots.slot import Slot
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from transom.transformer.transformer_config import TransformerConfig
+
+__all__ = ["LOSS", "Loss", "LossBuilder", "LossRequest"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossRequest(Request):
+    """What a loss must serve.
+
+    Args:
+        vocab_size: v, over all ranks.
+        ignore_index: labels with this value cost nothing.
+        z_loss: adds ``z_loss * logsumexp(logits)²`` to each token's loss (0 = off).
+    """
+
+    vocab_size: int
+    ignore_index: int = -100
+    z_loss: float = 0.0
+
+
+class Loss(Protocol):
+    """Token cross-entropy in nats; the logits need not be materialised."""
+
+    def forward(self, hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, /) -> Tensor:
+        """Map ``hidden [b, s, h]``, ``weight [v, h]``, ``labels [b, s]`` and ``bias [v]`` to losses ``[b, s]``, float32."""
+        ...
+
+    def __call__(self, hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, /) -> Tensor:
+        """Run `forward`."""
+        ...
+
+
+class LossBuilder(Protocol):
+    """Makes a loss."""
+
+    def __call__(self, config: TransformerConfig, *, request: LossRequest) -> Loss:
+        """Make the module."""
+        ...
+
+
+LOSS = Slot(
+    name="loss",
+    kind="kernel",
+    api=(1, 0),
+    summary="token cross-entropy from hidden states and the output weight",
+    request=LossRequest,
+    builder=LossBuilder,
+    interface=Loss,
+    features={
+        "z_loss": "penalises the squared log-partition",
+        "tensor_parallel": "the vocabulary is split over several processes",
+    },
+    default="cross_entropy",
+)
