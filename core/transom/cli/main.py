@@ -1,0 +1,131 @@
+"""The entry point of `transom`: picks the verb, and turns what goes wrong into one message and an exit code.
+
+A verb's module is imported only when that verb runs or its help is shown, so that ``transom list`` loads neither torch
+nor a plugin.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from difflib import get_close_matches
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import click
+
+from transom import __version__
+from transom.cli.options import examples
+from transom.errors import TransomError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["EXIT_BROKEN_PIPE", "EXIT_INTERRUPTED", "EXIT_USER_ERROR", "cli", "main"]
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+_VERBS: Mapping[str, str] = {
+    "list": "List slots and the implementations that fill them.",
+    "show": "Show everything that is known about one implementation.",
+    "plan": "Show which implementation a spec gets at every place, and why.",
+    "train": "Train the model that a spec describes.",
+    "generate": "Continue a text with a trained checkpoint.",
+}
+
+
+class _VerbGroup(click.Group):
+    """A group whose verbs live in modules of their names and are imported when asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name the verbs, in the order in which one uses them."""
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of a verb and return its command."""
+        if cmd_name not in _VERBS:
+            return None
+        command: click.Command = import_module(f"transom.cli.{cmd_name}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb; an unknown one is answered with the nearest that exists."""
+        if args[0] not in _VERBS and not args[0].startswith("-"):
+            near = get_close_matches(args[0], _VERBS, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(_VERBS)}."
+            ctx.fail(f"No such command {args[0]!r}. {hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the verbs and their summaries without importing one."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_VERBS.items()))
+
+
+@click.group(
+    cls=_VerbGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=examples(
+        "transom list core_attention",
+        "transom plan tiny-llama --use core_attention=dot_product",
+        "transom train tiny-llama --out runs/first",
+        'transom generate runs/first --prompt "The "',
+    ),
+)
+@click.version_option(__version__, prog_name="transom")
+def cli() -> None:
+    """A plugin registry for transformers: a spec names every part, installed packages provide them."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code.
+
+    Args:
+        args: the arguments after the program's name; `None` means those of this process.
+
+    Returns:
+        0 when all went well, 2 for what a user can mend (a wrong option, a `TransomError`), 130 when interrupted,
+        141 when the reader of the output went away. An unexpected exception is a bug and keeps its traceback.
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
+    try:
+        with cli.make_context("transom", arguments) as context:
+            cli.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        return EXIT_USER_ERROR
+    except TransomError as error:
+        _report(error)
+        return EXIT_USER_ERROR
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("\nInterrupted.", err=True)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        if not _stdout_is_broken():
+            raise
+        return EXIT_BROKEN_PIPE
+    return 0
+
+
+def _report(error: TransomError) -> None:
+    """Print an error to stderr: its class and sentence in red, then what it knows."""
+    headline = click.style(f"{type(error).__name__}: {error.what}", fg="red")
+    details = str(error).removeprefix(error.what)
+    click.echo(headline + details, err=True, color=False if os.environ.get("NO_COLOR") else None)
+
+
+def _stdout_is_broken() -> bool:
+    """Whether it is our own output whose reader went away; if so, silence what is still buffered for it."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
