@@ -1,0 +1,47 @@
+# The verbs: demo, test, lint, docs. Each sets up what it needs first, in .venv; nothing else has to be installed.
+#   make demo                     train a small model, print its plan, its loss curve and a sample, swap its parts
+#   make test                     every test, with coverage
+#   make PYTHON=python3.12 test   with another Python (3.11 or newer; remove .venv first)
+
+PYTHON ?= python3
+BIN := .venv/bin
+PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint docs
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Transom needs Python 3.11 or newer; $(PYTHON) is older. Name another: make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+# torch comes first and alone: the pinned version has a CPU build, and what follows is content with it.
+.venv/installed: constraints.txt pyproject.toml $(PLUGINS:%=%/pyproject.toml) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet "pip>=25.1"
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e . $(PLUGINS:%=-e %) --group dev
+	@touch $@
+
+demo: .venv/installed
+	$(BIN)/python examples/demo.py
+
+# The tests run in two processes, and their matrices are too small to gain from more threads.
+test: export OMP_NUM_THREADS = 1
+test: .venv/installed
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=
+	$(BIN)/coverage report --skip-covered --include='*/transom/registry/*,*/transom/specs/*' --fail-under=90
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+docs: .venv/installed docs/conf.py
+	$(BIN)/python -m pip install --quiet --group docs
+	$(BIN)/python -m sphinx -n -W --keep-going -b html docs docs/_build/html
