@@ -7,7 +7,6 @@ import inspect
 import pickle
 
 import pytest
-
 from transom import errors
 from transom.errors import ResolutionError, TransomError, UnknownImplementationError
 
