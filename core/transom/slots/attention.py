@@ -75,7 +75,7 @@ class CrossAttention(Protocol):
     def forward(
         self, hidden_states: Tensor, *, key_value_states: Tensor, mask: AttentionMask | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend from ``hidden_states [b, s, h]`` to ``key_value_states [b, t, h]``; returns as `SelfAttention.forward`."""
+        """Attend from ``hidden_states [b, s, h]`` to ``key_value_states [b, t, h]``; returns as self-attention does."""
         ...
 
     def __call__(

@@ -50,7 +50,7 @@ class CoreAttention(Protocol):
             query: ``[b, s, n, d]``.
             key: ``[b, t, g, d]``; head i of the query reads group ``i // (n // g)``.
             value: ``[b, t, g, dv]``.
-            mask: who may attend to whom, and biases; `None` = everyone to everyone (the request's window still applies).
+            mask: who may attend to whom, and biases; `None` = everyone to everyone (within the request's window).
 
         Returns:
             ``[b, s, n, dv]`` in the query's dtype; a query that may attend to nothing yields zeros.

@@ -22,6 +22,6 @@ class LayerCache(Protocol):
             positions: where to write, ``[s]`` or ``[b, s]``.
 
         Returns:
-            keys ``[b, t, g, d]``, values ``[b, t, g, dv]`` and lengths ``[b]``: how many positions of each row are in use.
+            keys ``[b, t, g, d]``, values ``[b, t, g, dv]`` and lengths ``[b]``: positions of each row in use.
         """
         ...

@@ -44,7 +44,7 @@ class Linear(Protocol):
     """
 
     def forward(self, x: Tensor, /) -> tuple[Tensor, Tensor | None]:
-        """Map ``[..., in]`` to ``([..., out], bias)``; the bias is `None` unless ``skip_bias_add`` left it to the caller."""
+        """Map ``[..., in]`` to ``([..., out], bias)``; bias is `None` unless ``skip_bias_add`` left it to the caller."""
         ...
 
     def __call__(self, x: Tensor, /) -> tuple[Tensor, Tensor | None]:
@@ -52,7 +52,7 @@ class Linear(Protocol):
         ...
 
     def backward_dw(self) -> None:
-        """Add the weight's gradient that the backward pass put off; does nothing unless ``config.delay_wgrad_compute``."""
+        """Add the weight gradient that backward put off; does nothing unless ``config.delay_wgrad_compute``."""
         ...
 
 
@@ -96,7 +96,7 @@ class ColumnLinearBuilder(Protocol):
 class RowLinearBuilder(Protocol):
     """Makes a linear whose input is split over the tensor-parallel ranks.
 
-    Args of the call are those of `ColumnLinearBuilder`, with ``input_is_parallel``: the input holds only this rank's part.
+    Args of the call are those of `ColumnLinearBuilder`; ``input_is_parallel``: the input is only this rank's part.
     """
 
     def __call__(

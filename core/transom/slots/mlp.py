@@ -49,8 +49,8 @@ class MLPInterface(Protocol):
 class MLPBuilder(Protocol):
     """Makes an MLP.
 
-    An implementation that has places of its own declares them: a dataclass ``Submodules`` of builders and a class method
-    ``parts(request) -> Parts`` with the same names. One without gets ``submodules=None``.
+    An implementation that has places of its own declares them: a dataclass ``Submodules`` of builders and a class
+    method ``parts(request) -> Parts`` with the same names. One without gets ``submodules=None``.
     """
 
     def __call__(

@@ -18,7 +18,7 @@ class Slot:
         name: the slot's name in specs, cards and entry-point groups (``transom.<name>``).
         kind: ``"kernel"`` when the config fixes the mathematics (conformance = agreement with the reference),
             ``"architecture"`` when the filler brings its own (conformance = the slot's contract).
-        api: contract version ``(major, minor)``. A plugin written for an equal major and a minor that is not newer fits.
+        api: contract version ``(major, minor)``. A plugin for an equal major and a minor that is not newer fits.
         summary: one line for listings.
         request: the frozen dataclass of everything known at build time.
         builder: the Protocol of what is registered: a callable that makes the module.

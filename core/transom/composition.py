@@ -1,0 +1,165 @@
+"""The one composition point: a plan becomes modules."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from transom.errors import BuildError, SpecError
+from transom.registry.registry import default_registry
+from transom.specs.plan import Node, Plan, Use
+from transom.specs.plan import plan as make_plan
+from transom.specs.spec import ModelSpec
+
+__all__ = ["build"]
+
+
+def build(
+    spec: str | Path | Mapping[str, Any] | ModelSpec | Plan,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    mode: Literal["train", "infer"] | None = None,
+    use: Use | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    seed: int | None = None,
+    tp_group: torch.distributed.ProcessGroup | None = None,
+) -> nn.Module:
+    """Build a model: resolve every slot, then make every module.
+
+    Args:
+        spec: a spec as for `transom.load_spec`, or a plan, in which dtype, mode and choices are already made.
+        device: where parameters are made; ``"meta"`` allocates nothing. None = the plan's, or ``"cpu"``.
+        dtype: of parameters; None = the config's ``params_dtype``.
+        mode: ``"train"`` (also None), or ``"infer"``: in evaluation mode, without gradients.
+        use: who fills which slot, over the spec's own ``use``.
+        options: implementations' options, over the spec's own.
+        seed: of the initial weights; the global generator is left as it was. None = draw from the global generator.
+        tp_group: tensor-parallel process group, of ``config.tensor_model_parallel_size`` ranks.
+
+    Returns:
+        the model, with the plan it was built from as ``model.plan``. Nothing of the registry remains in any forward.
+
+    Raises:
+        TransomError: whatever `transom.plan` raises; `BuildError` when an implementation breaks its slot's contract.
+            Errors from a constructor pass through, with a note that says which node was being built.
+
+    Example:
+        >>> model = build("tiny-llama", use={"core_attention": "dot_product"}, seed=0)
+        >>> model(torch.tensor([[1, 2, 3]])).shape
+        torch.Size([1, 3, 256])
+    """
+    if isinstance(spec, Plan):
+        the_plan = _unchanged(spec, dtype=dtype, mode=mode, use=use, options=options)
+    else:
+        the_plan = make_plan(spec, device=device or "cpu", dtype=dtype, mode=mode or "train", use=use, options=options)
+    device = str(device or the_plan.context.device)
+    with torch.device(device), _seeded(seed, device):
+        model = _Builder(the_plan.root, tp_group)(the_plan.config, tp_group=tp_group)
+    model.plan = the_plan
+    if the_plan.context.mode == "infer":
+        model.eval().requires_grad_(False)
+    return model
+
+
+def _unchanged(plan: Plan, **given: Any) -> Plan:
+    for name, value in given.items():
+        if value is not None:
+            raise SpecError(
+                f"{name} is given together with a plan, in which it is already decided.",
+                hint=f"transom.plan(spec, {name}=...), then build that plan",
+                path=name,
+                file=None,
+                line=None,
+            )
+    return plan
+
+
+@contextmanager
+def _seeded(seed: int | None, device: str) -> Iterator[None]:
+    if seed is None:
+        yield
+        return
+    devices = [torch.device(device)] if device.startswith("cuda") else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+class _Builder:
+    """A node's builder with what the plan decided bound to it, as its parent receives it.
+
+    It checks that the parent asks for what was planned: a plan that tells another story than the model is a bug of the
+    parent implementation, and found here rather than in a run.
+    """
+
+    def __init__(self, node: Node, tp_group: torch.distributed.ProcessGroup | None) -> None:
+        self.node = node
+        self.build = node.resolution.chosen.load()
+        self.signature = _signature(node.slot)
+        self.bound: dict[str, Any] = {}
+        if "submodules" in self.signature.parameters:
+            self.bound["submodules"] = self._submodules(tp_group)
+        if "request" in self.signature.parameters:
+            self.bound["request"] = node.request
+        if node.options is not None:
+            self.bound["options"] = node.options
+
+    def __call__(self, *args: Any, **kwargs: Any) -> nn.Module:
+        self._check_as_planned(args, kwargs)
+        try:
+            module = self.build(*args, **(kwargs | self.bound))
+        except Exception as error:
+            error.add_note(f"while building {self._where()}")
+            raise
+        if not isinstance(module, nn.Module):
+            raise BuildError(
+                f"{self._where()} gave a {type(module).__name__}, not a torch.nn.Module.",
+                hint="report it to the plugin's authors",
+                path=self.node.path,
+            )
+        return module
+
+    def _submodules(self, tp_group: torch.distributed.ProcessGroup | None) -> Any:
+        if not self.node.parts:
+            declared = getattr(self.build, "Submodules", None)
+            return None if declared is None else declared()
+        made = {
+            name: [_Builder(n, tp_group) for n in part] if isinstance(part, tuple) else _Builder(part, tp_group)
+            for name, part in self.node.parts.items()
+        }
+        return self.build.Submodules(**made)
+
+    def _check_as_planned(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = self.signature.bind_partial(None, *args, **kwargs).arguments
+        for name in _request_fields(type(self.node.request)) & given.keys():
+            planned = getattr(self.node.request, name)
+            if given[name] != planned:
+                raise BuildError(
+                    f"{self.node.path} was planned with {name}={planned} and is being built with {given[name]}.",
+                    hint="the implementation above it must ask in parts() for what it builds",
+                    path=self.node.path,
+                )
+
+    def _where(self) -> str:
+        chosen = self.node.resolution.chosen
+        path = self.node.path or "the model"
+        return f"{path} ({self.node.slot}: {chosen.name} of {chosen.distribution} {chosen.version})"
+
+
+@cache
+def _request_fields(request: type) -> frozenset[str]:
+    return frozenset(f.name for f in dataclasses.fields(request)) - {"context", "config", "features", "masks"}
+
+
+@cache
+def _signature(slot: str) -> inspect.Signature:
+    return inspect.signature(default_registry().slot(slot).builder.__call__)

@@ -1,0 +1,170 @@
+"""Who fills which place: the entries of `use` and `options`, from the most specific to the least."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Generic, NoReturn, TypeVar
+
+from transom.errors import SpecError, UnknownSlotError
+from transom.slots import SLOT_ALIASES
+
+__all__ = ["Rule", "Rules"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Rule(Generic[T]):
+    """One entry of `use` or `options`.
+
+    Args:
+        pattern: a slot's name, an alias of slots, or a glob over module paths: ``*`` is one component (or part of
+            one), ``**`` any number.
+        value: what the entry says.
+        where: where it was written, for messages.
+        layer: 0 for the spec's entries, 1 for those of a call or a command line, which win at equal specificity.
+    """
+
+    pattern: str
+    value: T
+    where: str
+    layer: int
+    slots: tuple[str, ...]
+
+    def matches(self, path: str, slot: str) -> bool:
+        """Whether the entry speaks of the node at ``path`` in ``slot``."""
+        if self.slots:
+            return slot in self.slots
+        return self._regex.fullmatch(path) is not None
+
+    @cached_property
+    def _regex(self) -> re.Pattern[str]:
+        parts = ["(?:[^.]+\\.)*" if p == "**" else _component(p) + "\\." for p in self.pattern.split(".")]
+        text = "".join(parts)
+        # The last component has no dot after it; a final ** takes one component or more.
+        text = text.removesuffix("\\.") if not self.pattern.endswith("**") else text + "[^.]+"
+        return re.compile(text)
+
+    @property
+    def specificity(self) -> tuple[int, int, int]:
+        """How narrow it is: exact paths over globs, globs with more literal components first, paths over slots."""
+        if self.slots:
+            return (0, 0 if self.pattern in SLOT_ALIASES else 1, self.layer)
+        components = self.pattern.split(".")
+        literal = sum("*" not in c and "?" not in c and "[" not in c for c in components)
+        return (2 if literal == len(components) else 1, literal, self.layer)
+
+
+def _component(glob: str) -> str:
+    return re.escape(glob).replace(r"\*", "[^.]*").replace(r"\?", "[^.]")
+
+
+class Rules(Generic[T]):
+    """The entries of one kind (`use` or `options`), of the spec and of the call together.
+
+    Args:
+        kind: ``"use"`` or ``"options"``, for messages.
+        layers: for each layer, its entries and where they were written.
+        slots: the known slots' names.
+    """
+
+    def __init__(self, kind: str, layers: Sequence[tuple[Mapping[str, T], str]], slots: Iterable[str]) -> None:
+        self.kind = kind
+        self.known = tuple(slots)
+        known = set(self.known)
+        self.rules = [
+            Rule(pattern, value, f"{kind}.{pattern} in {where}", layer, _slots(pattern, known))
+            for layer, (entries, where) in enumerate(layers)
+            for pattern, value in entries.items()
+        ]
+        self.matched: set[int] = set()
+
+    def find(self, path: str, slot: str) -> Rule[T] | None:
+        """Find the most specific entry for a node.
+
+        Raises:
+            SpecError: two equally specific entries say different things.
+        """
+        found: list[tuple[tuple[int, int, int], int]] = []
+        for i, rule in enumerate(self.rules):
+            if rule.matches(path, slot):
+                self.matched.add(i)
+                found.append((rule.specificity, i))
+        if not found:
+            return None
+        best = max(key for key, _ in found)
+        first, *others = (self.rules[i] for key, i in found if key == best)
+        for other in others:
+            if other.value != first.value:
+                raise SpecError(
+                    f"two entries of {self.kind} are equally specific for {path} and differ.",
+                    failed=[f"{rule.where}: {_show(rule.value)}" for rule in (first, other)],
+                    hint=f"an entry for {path!r} itself",
+                    path=f"{self.kind}.{first.pattern}",
+                    file=None,
+                    line=None,
+                )
+        return first
+
+    def check_all_matched(self, nodes: Sequence[tuple[str, str]]) -> None:
+        """Refuse an entry that spoke of no node: a misspelt path must not be silently without effect.
+
+        Args:
+            nodes: path and slot of every node.
+
+        Raises:
+            SpecError: with the nearest paths.
+            UnknownSlotError: the entry is a single word and no slot's name.
+        """
+        for i, rule in enumerate(self.rules):
+            if i in self.matched:
+                continue
+            self._explain_unmatched(rule, [path for path, _ in nodes if path], sorted({slot for _, slot in nodes}))
+
+    def _explain_unmatched(self, rule: Rule[T], paths: Sequence[str], slots: Sequence[str]) -> NoReturn:
+        if not rule.slots and rule.pattern.isidentifier():
+            known = [*self.known, *SLOT_ALIASES]
+            near = difflib.get_close_matches(rule.pattern, [*known, *paths], n=1)
+            raise UnknownSlotError(
+                f"no slot is named {rule.pattern!r}.",
+                asked_by=rule.where,
+                available=known,
+                hint=f"{near[0]}?" if near else "a slot's name, or a path such as layers.*.mlp",
+                slot=rule.pattern,
+            )
+        what = f"no part of the model is in slot {rule.pattern!r}" if rule.slots else f"nothing is at {rule.pattern!r}"
+        near = [] if rule.slots else difflib.get_close_matches(rule.pattern, paths, n=3)
+        raise SpecError(
+            f"{what}, so {self.kind}.{rule.pattern} would have no effect.",
+            asked_by=rule.where,
+            available=slots if rule.slots else near or _shape(paths),
+            hint=_activation_hint(rule.pattern) if rule.slots else "transom plan prints every path",
+            path=f"{self.kind}.{rule.pattern}",
+            file=None,
+            line=None,
+        )
+
+
+def _slots(pattern: str, known: set[str]) -> tuple[str, ...]:
+    if pattern in SLOT_ALIASES:
+        return SLOT_ALIASES[pattern]
+    return (pattern,) if pattern in known else ()
+
+
+def _shape(paths: Sequence[str]) -> list[str]:
+    """Distinct paths with layer numbers as ``*``, few enough to print."""
+    return list(dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".*", path) for path in paths))[:24]
+
+
+def _activation_hint(slot: str) -> str:
+    if slot == "activation":
+        return "config.use_te_activation_func: true makes MLPs use the activation slot"
+    return "remove the entry"
+
+
+def _show(value: Any) -> str:
+    return " | ".join(value) if isinstance(value, list | tuple) else str(value)
