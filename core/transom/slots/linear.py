@@ -44,7 +44,7 @@ class Linear(Protocol):
     """
 
     def forward(self, x: Tensor, /) -> tuple[Tensor, Tensor | None]:
-        """Map ``[..., in]`` to ``([..., out], bias)``; bias is `None` unless ``skip_bias_add`` left it to the caller."""
+        """Map ``[..., in]`` to ``([..., out], bias)``; bias is `None` unless ``skip_bias_add`` returns it."""
         ...
 
     def __call__(self, x: Tensor, /) -> tuple[Tensor, Tensor | None]:

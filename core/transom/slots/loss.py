@@ -35,7 +35,7 @@ class Loss(Protocol):
     """Token cross-entropy in nats; the logits need not be materialised."""
 
     def forward(self, hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, /) -> Tensor:
-        """Map ``hidden [b, s, h]``, ``weight [v, h]``, ``labels [b, s]``, ``bias [v]`` to losses ``[b, s]``, float32."""
+        """Map hidden ``[b, s, h]``, weight ``[v, h]``, labels ``[b, s]``, bias ``[v]`` to float32 losses ``[b, s]``."""
         ...
 
     def __call__(self, hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, /) -> Tensor:

@@ -33,7 +33,7 @@ class Rotary(Protocol):
     """Rotates queries and keys by angles that grow with their positions (Su et al. 2021, RoFormer)."""
 
     def forward(self, query: Tensor, key: Tensor, positions: Tensor | None = None, /) -> tuple[Tensor, Tensor]:
-        """Rotate ``query [b, s, n, d]``, ``key [b, s, g, d]`` at ``positions`` (``[s]``, ``[b, s]``; None = 0 ... s-1)."""
+        """Rotate query ``[b, s, n, d]``, key ``[b, s, g, d]`` at positions (``[s]``, ``[b, s]``; None = 0 ... s-1)."""
         ...
 
     def __call__(self, query: Tensor, key: Tensor, positions: Tensor | None = None, /) -> tuple[Tensor, Tensor]:
