@@ -1,0 +1,206 @@
+"""Whether an implementation can serve a request: a ladder of questions, the cheapest first, up to the first no.
+
+missing, policy, api, requires, hardware, features are answered from data; broken imports the implementation, and only
+then is its own ``supports`` asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+from transom.errors import PluginImportError
+from transom.registry.implementation import Implementation
+from transom.registry.scan import installed_version
+from transom.slots.request import BuildContext, Request
+from transom.slots.slot import Slot
+
+if TYPE_CHECKING:
+    from transom.registry.card import CardSection
+    from transom.registry.policy import Policy
+
+__all__ = ["Stage", "Verdict", "judge", "judge_by_card"]
+
+Stage = Literal["missing", "policy", "api", "requires", "hardware", "features", "broken", "supports", "ok"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Yes, or no with a stage, a reason and a hint.
+
+    Args:
+        slot: the slot's name.
+        ref: the implementation's qualified name, or what was asked for where there is none.
+        ok: whether it can serve.
+        stage: the question that was answered with no, or ``"ok"``.
+        reason: a sentence; empty when it can serve.
+        hint: what to do about it; for an implementation that will go, what to use instead.
+    """
+
+    slot: str
+    ref: str
+    ok: bool
+    stage: Stage
+    reason: str = ""
+    hint: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.ref}: {'can serve' if self.ok else f'{self.reason} ({self.stage})'}"
+
+
+def judge(implementation: Implementation, slot: Slot, request: Request, policy: Policy) -> Verdict:
+    """Tell whether an implementation can serve a request; it is imported only if all data say yes.
+
+    Args:
+        implementation: the candidate.
+        slot: its slot.
+        request: what it must serve.
+        policy: which distributions may be chosen.
+    """
+    verdict = judge_by_card(implementation, slot, request, policy)
+    if not verdict.ok:
+        return verdict
+    try:
+        builder = implementation.load_for(slot)
+    except PluginImportError as error:
+        return _no(implementation, "broken", error.what, error.hint or "see its traceback: transom doctor")
+    reasons = _objections(builder, request)
+    if reasons:
+        return _no(implementation, "supports", "; ".join(reasons), None)
+    return verdict
+
+
+def judge_by_card(implementation: Implementation, slot: Slot, request: Request, policy: Policy) -> Verdict:
+    """Climb the part of the ladder that imports nothing: policy, api, requires, hardware, features."""
+    refusal = None if implementation.builder is not None else policy.refusal(implementation.distribution)
+    if refusal is not None:
+        return _no(implementation, "policy", f"the policy forbids {implementation.distribution}: {refusal}", None)
+    if implementation.card_error is not None:
+        hint = f"mend or reinstall {implementation.distribution}"
+        return _no(implementation, "api", f"its card is broken: {implementation.card_error.what}", hint)
+    card = implementation.card
+    if card is None:
+        return _yes(implementation, None)
+    for stage, refuse in _LADDER:
+        reason, hint = refuse(implementation, card, slot, request)
+        if reason:
+            return _no(implementation, stage, reason, hint)
+    return _yes(implementation, card)
+
+
+Answer = tuple[str | None, str | None]
+"""A reason to refuse, `None` = none, and a hint."""
+
+
+def _refuse_api(implementation: Implementation, card: CardSection, slot: Slot, request: Request) -> Answer:
+    major, _, minor = card.api.partition(".")
+    written_for = (int(major), int(minor))
+    if written_for[0] == slot.api[0] and written_for[1] <= slot.api[1]:
+        return None, None
+    side = "transom" if written_for > slot.api else implementation.distribution
+    have = ".".join(map(str, slot.api))
+    return f"it is written for {slot.name} contract {card.api}, this transom has {have}", f"upgrade {side}"
+
+
+def _refuse_requires(implementation: Implementation, card: CardSection, slot: Slot, request: Request) -> Answer:
+    unmet = _unmet(card.requires)
+    if not unmet:
+        return None, None
+    missing = " ".join(f"'{requirement}'" for requirement, _ in unmet)
+    return f"it requires {', and '.join(complaint for _, complaint in unmet)}", card.install or f"pip install {missing}"
+
+
+def _refuse_hardware(implementation: Implementation, card: CardSection, slot: Slot, request: Request) -> Answer:
+    context = request.context
+    if context.device not in card.devices and not {"any"} & set(card.devices) and context.device != "meta":
+        return f"it runs on {_listed(card.devices)}, not on {context.device}", None
+    if context.device != "cuda" or card.min_compute_capability is None:
+        return None, None
+    needed = f"it needs compute capability {card.min_compute_capability}"
+    if context.compute_capability is None:
+        return f"{needed}, and which device it is for is not known", "say which in the build context"
+    if context.compute_capability < tuple(map(int, card.min_compute_capability.split("."))):
+        return f"{needed}, this device has {'.'.join(map(str, context.compute_capability))}", None
+    return None, None
+
+
+def _refuse_features(implementation: Implementation, card: CardSection, slot: Slot, request: Request) -> Answer:
+    undeclared = sorted(request.features - set(card.features))
+    reasons = [f"its card does not declare {_listed(undeclared)}"] if undeclared else []
+    reasons += _unfit(card, request.context)
+    meanings = [f"{name}: {slot.features[name]}" for name in undeclared if name in slot.features]
+    return "; ".join(reasons) or None, "; ".join(meanings) or None
+
+
+def _unfit(card: CardSection, context: BuildContext) -> Iterator[str]:
+    if context.dtype not in card.dtypes and "any" not in card.dtypes:
+        yield f"it computes in {_listed(card.dtypes)}, not in {context.dtype}"
+    if context.mode not in card.modes:
+        yield f"it is for {_listed(card.modes)}, not for {context.mode}"
+    if context.compile and not card.compiles:
+        yield "it is not declared to compile in one graph"
+    if context.deterministic and not card.deterministic:
+        yield "it is not declared deterministic"
+
+
+_LADDER: tuple[tuple[Stage, Any], ...] = (
+    ("api", _refuse_api),
+    ("requires", _refuse_requires),
+    ("hardware", _refuse_hardware),
+    ("features", _refuse_features),
+)
+
+
+@lru_cache(maxsize=1024)
+def _unmet(requires: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """Return the requirements that what is installed does not meet, each with a complaint."""
+    return tuple(
+        (requirement, complaint) for requirement in requires if (complaint := _lacks(requirement, extra="")) is not None
+    )
+
+
+def _lacks(text: str, *, extra: str) -> str | None:
+    from packaging.requirements import Requirement
+
+    requirement = Requirement(text)
+    if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
+        return None
+    wanted = f"{requirement.name}{requirement.specifier}"
+    version = installed_version(requirement.name)
+    if version is None:
+        return f"{wanted}, which is not installed"
+    if not requirement.specifier.contains(version, prereleases=True):
+        return f"{wanted}, but {version} is installed"
+    return None
+
+
+def _objections(builder: Any, request: Request) -> tuple[str, ...]:
+    """Ask the implementation itself, where it has something to say."""
+    try:
+        supports = getattr(builder, "supports", None)
+        answer: str | Iterable[str] = () if supports is None else supports(request)
+        reasons = (answer,) if isinstance(answer, str) else tuple(map(str, answer))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # an answer that cannot be had is no yes
+        return (f"its supports() failed: {type(error).__name__}: {error}",)
+    return reasons
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+def _no(implementation: Implementation, stage: Stage, reason: str, hint: str | None) -> Verdict:
+    return Verdict(implementation.slot, implementation.ref, False, stage, reason, hint)
+
+
+def _yes(implementation: Implementation, card: CardSection | None) -> Verdict:
+    hint = None
+    if card is not None and card.deprecated is not None:
+        replacement = card.deprecated.replacement
+        hint = f"{implementation.ref} is deprecated: {card.deprecated.message}"
+        hint += f"; use {replacement}" if replacement else ""
+    return Verdict(implementation.slot, implementation.ref, True, "ok", "", hint)
