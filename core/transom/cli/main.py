@@ -7,6 +7,7 @@ nor a plugin.
 from __future__ import annotations
 
 import os
+import select
 import sys
 from difflib import get_close_matches
 from importlib import import_module
@@ -108,7 +109,7 @@ def main(args: Sequence[str] | None = None) -> int:
         click.echo("\nInterrupted.", err=True)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        if not _stdout_is_broken():
+        if not _reader_is_gone():
             raise
         return EXIT_BROKEN_PIPE
     return 0
@@ -121,11 +122,11 @@ def _report(error: TransomError) -> None:
     click.echo(headline + details, err=True, color=False if os.environ.get("NO_COLOR") else None)
 
 
-def _stdout_is_broken() -> bool:
-    """Whether it is our own output whose reader went away; if so, silence what is still buffered for it."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+def _reader_is_gone() -> bool:
+    """Whether it is our own output that nobody reads any more, and not some other pipe; if so, stop writing to it."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True

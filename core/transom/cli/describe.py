@@ -1,0 +1,99 @@
+"""What data alone tells about an implementation, for `transom list` and `transom show`; nothing is imported."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from transom.registry.policy import Policy
+from transom.registry.verdict import unmet_requirements
+from transom.slots import SLOTS
+
+if TYPE_CHECKING:
+    from transom.registry.implementation import Implementation
+    from transom.registry.registry import Registry
+    from transom.registry.scan import Problem
+    from transom.slots import Slot
+
+__all__ = ["describe_all", "describe_problem", "describe_slot"]
+
+
+def describe_all(implementations: Iterable[Implementation], registry: Registry) -> list[dict[str, Any]]:
+    """Give everything that is known about implementations as plain data.
+
+    Args:
+        implementations: some of the registry's.
+        registry: what else is registered decides whether a bare name is enough.
+
+    Returns:
+        one mapping each. ``names`` holds what one may ask for it by; ``card`` is `None` where nothing is declared;
+        ``unmet`` holds one complaint a requirement that is not met; ``lacks`` the slot's features that the card does
+        not declare, `None` where that cannot be said; ``notes`` a few words on each of these that a reader should know.
+    """
+    policy = Policy.from_environment()
+    counts = Counter((other.slot, other.name) for other in registry.implementations())
+    described = []
+    for implementation in implementations:
+        is_bare = implementation.is_core or counts[implementation.slot, implementation.name] == 1
+        facts = _facts(implementation, policy) | {"names": [implementation.name] * is_bare + [implementation.ref]}
+        described.append(facts | {"notes": list(_notes(facts))})
+    return described
+
+
+def _facts(implementation: Implementation, policy: Policy) -> dict[str, Any]:
+    card = implementation.card
+    slot = SLOTS.get(implementation.slot)
+    return {
+        "slot": implementation.slot,
+        "name": implementation.name,
+        "ref": implementation.ref,
+        "distribution": implementation.distribution,
+        "version": implementation.version,
+        "entry_point": implementation.value,
+        "is_default": slot is not None and implementation.is_core and slot.default == implementation.name,
+        "forbidden": policy.refusal(implementation.distribution),
+        "card_file": None if implementation.card_file is None else str(implementation.card_file),
+        "card_error": None if implementation.card_error is None else str(implementation.card_error),
+        "card": None if card is None else msgspec.to_builtins(card),
+        "unmet": [] if card is None else [complaint for _, complaint in unmet_requirements(card.requires)],
+        "lacks": None if card is None or slot is None else [f for f in slot.features if f not in card.features],
+    }
+
+
+def _notes(facts: dict[str, Any]) -> Iterator[str]:
+    if facts["is_default"]:
+        yield "default"
+    if facts["card_error"]:
+        yield "its card is broken"
+    elif facts["card"] is None:
+        yield "undeclared"
+    if facts["forbidden"]:
+        yield f"forbidden: {facts['forbidden']}"
+    if len(facts["names"]) == 1:
+        yield f"ask for {facts['ref']}"
+    if facts["card"] and facts["card"]["deprecated"]:
+        yield "deprecated"
+    for complaint in facts["unmet"]:
+        yield f"needs {complaint}"
+
+
+def describe_slot(name: str, slot: Slot | None) -> dict[str, Any]:
+    """Give a slot as plain data; of a plugin's slot only the name is known before it is imported."""
+    if slot is None:
+        return {"name": name}
+    api = ".".join(map(str, slot.api))
+    facts = {"name": name, "kind": slot.kind, "api": api, "summary": slot.summary, "default": slot.default}
+    return facts | {"features": dict(slot.features)}
+
+
+def describe_problem(problem: Problem) -> dict[str, str]:
+    """Give a problem as plain data."""
+    return {
+        "kind": problem.kind,
+        "distribution": problem.distribution,
+        "where": problem.where,
+        "what": problem.what,
+    }

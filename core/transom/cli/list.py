@@ -1,0 +1,87 @@
+"""`transom list`: which slots there are, and what fills them; reads data, imports neither torch nor a plugin."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from transom.cli.describe import describe_all, describe_problem, describe_slot
+from transom.cli.options import examples, json_option
+from transom.registry.registry import default_registry
+from transom.slots import SLOT_ALIASES, SLOTS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transom.registry.scan import Problem
+
+__all__ = ["command"]
+
+_UNBOUNDED = 10_000  # columns: what is piped is never folded
+_HEADINGS = ("slot", "name", "distribution", "devices", "dtypes", "features", "notes")
+
+
+@click.command("list", epilog=examples("transom list", "transom list core_attention", "transom list linear --json"))
+@click.argument("slot", required=False)
+@json_option
+def command(slot: str | None, as_json: bool) -> None:
+    """List slots and the implementations that fill them.
+
+    SLOT is a slot's name, or linear for both linears; without it, every slot is listed. What is wrong with an installed
+    package is told at the end.
+    """
+    registry = default_registry()
+    facts = describe_all(registry.implementations(slot), registry)
+    problems = registry.problems()
+    if as_json:
+        names = SLOT_ALIASES.get(slot, (slot,)) if slot else tuple(registry.slots)
+        slots = [describe_slot(name, SLOTS.get(name)) for name in names]
+        data = {"slots": slots, "implementations": facts, "problems": [describe_problem(p) for p in problems]}
+        click.echo(json.dumps(data, indent=2))
+        return
+    _print_table([_row(implementation) for implementation in facts])
+    _print_problems(problems)
+
+
+def _row(facts: dict[str, Any]) -> tuple[str, ...]:
+    card = facts["card"] or {}
+    features = "?"
+    if facts["lacks"] is not None:
+        total = len(SLOTS[facts["slot"]].features)
+        features = f"{total - len(facts['lacks'])} of {total}"
+    return (
+        facts["slot"],
+        facts["name"],
+        f"{facts['distribution']} {facts['version']}".strip(),
+        ", ".join(card.get("devices", "?")),
+        ", ".join(card.get("dtypes", "?")),
+        features,
+        "; ".join(facts["notes"]),
+    )
+
+
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    """Print rows under headings; on a terminal they fold to its width, piped they are one line each."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else _UNBOUNDED, highlight=False)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in _HEADINGS:
+        table.add_column(heading, overflow="fold", style="bold" if heading == "name" else None)
+    for row in rows:
+        table.add_row(*row)
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        click.echo(line.rstrip())
+
+
+def _print_problems(problems: Sequence[Problem]) -> None:
+    if problems:
+        click.secho("\nProblems:", fg="yellow")
+    for problem in problems:
+        click.echo(f"  {problem}")

@@ -1,0 +1,164 @@
+"""`transom show`: everything that is known about one implementation; reads data unless asked to import."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import textwrap
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from transom.cli.describe import describe_all, describe_slot
+from transom.cli.options import examples, json_option
+from transom.errors import PluginImportError, UnknownImplementationError
+from transom.registry.names import near, normalise, split_reference
+from transom.registry.registry import default_registry
+from transom.slots import SLOT_ALIASES, SLOTS
+
+if TYPE_CHECKING:
+    from transom.registry.implementation import Implementation
+    from transom.registry.registry import Registry
+
+__all__ = ["command", "find"]
+
+_LABEL = 16
+
+
+@click.command(
+    "show",
+    epilog=examples(
+        "transom show dot_product",
+        "transom show transom/torch_norm",
+        "transom show row_linear/torch_linear --json",
+        "transom show mlp/mlp --import",
+    ),
+)
+@click.argument("ref", metavar="[SLOT/]REF")
+@click.option("--import", "with_import", is_flag=True, help="Import it too, and show its documentation.")
+@json_option
+def command(ref: str, with_import: bool, as_json: bool) -> None:
+    """Show everything that is known about one implementation.
+
+    REF is a name, or distribution/name; a slot before it says which is meant where several slots know the name.
+    Without --import only data is read.
+    """
+    registry = default_registry()
+    found = find(registry, ref)
+    shown = describe_all(found, registry)
+    for implementation, facts in zip(found, shown, strict=True):
+        facts["contract"] = describe_slot(implementation.slot, SLOTS.get(implementation.slot))
+        if with_import:
+            facts["documentation"] = _documentation(implementation, registry)
+    click.echo(json.dumps(shown, indent=2) if as_json else "\n\n".join(map(_render, shown)))
+
+
+def _documentation(implementation: Implementation, registry: Registry) -> str:
+    """Import an implementation and return its docstring; where that fails, its traceback goes to stderr."""
+    try:
+        builder = implementation.load_for(registry.slot(implementation.slot))
+    except PluginImportError as error:
+        click.echo(error.data["traceback"] or "", err=True)
+        raise
+    return inspect.getdoc(builder) or ""
+
+
+def find(registry: Registry, ref: str) -> tuple[Implementation, ...]:
+    """Find what a reference may mean: ``name``, ``distribution/name``, or either behind a slot and a slash.
+
+    Args:
+        registry: where to look.
+        ref: the reference.
+
+    Returns:
+        every match: a name may be known to several slots, and to several distributions.
+
+    Raises:
+        UnknownImplementationError: when nothing matches.
+    """
+    scope, _, rest = ref.partition("/")
+    slot = scope if rest and (scope in registry.slots or scope in SLOT_ALIASES) else None
+    distribution, name = split_reference(rest if slot else ref)
+    candidates = registry.implementations(slot)
+    found = tuple(
+        candidate
+        for candidate in candidates
+        if candidate.name == name
+        and (distribution is None or normalise(candidate.distribution) == normalise(distribution))
+    )
+    if found:
+        return found
+    guesses = near(name, [candidate.name for candidate in candidates])
+    hints = [f"{', '.join(guesses)}?"] if guesses else []
+    hints += [f"{ref} is a slot: transom list {ref}"] if ref in registry.slots or ref in SLOT_ALIASES else []
+    raise UnknownImplementationError(
+        f"no {slot or 'implementation'} is named {rest if slot else ref!r}.",
+        asked_by="transom show",
+        available=dict.fromkeys(candidate.label for candidate in candidates),
+        hint="   ".join([*hints, f"All: transom list{f' {slot}' if slot else ''}"]),
+        slot=slot or "",
+        name=name,
+    )
+
+
+def _render(facts: dict[str, Any]) -> str:
+    head = click.style(facts["name"], bold=True) + f", a {facts['slot']}"
+    return "\n".join([head, *(line for label, text in _rows(facts) for line in _labelled(label, text))])
+
+
+def _rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what is known as pairs of a label and a text of one line or several."""
+    slot, card = facts["contract"], facts["card"]
+    yield "distribution", f"{facts['distribution']} {facts['version']}"
+    yield "ask for it as", " or ".join(facts["names"])
+    yield "entry point", facts["entry_point"]
+    if "kind" in slot:
+        yield "slot", f"{slot['summary']} ({slot['kind']} slot, contract {slot['api']})"
+    if facts["notes"]:
+        yield "notes", "\n".join(facts["notes"])
+    if facts["card_error"]:
+        yield "card", facts["card_error"]
+    elif card is None:
+        yield "card", "none: it declares nothing, only its own supports() is asked"
+    else:
+        yield "card", facts["card_file"]
+        yield from _card_rows(card)
+        yield from _feature_rows(facts)
+    if "documentation" in facts:
+        yield "documentation", facts["documentation"] or "none"
+
+
+def _card_rows(card: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "written for", f"contract {card['api']}"
+    capability = card["min_compute_capability"]
+    yield "devices", ", ".join(card["devices"]) + (f", compute capability {capability} or newer" if capability else "")
+    yield "dtypes", ", ".join(card["dtypes"])
+    yield "modes", ", ".join(card["modes"])
+    yield "compiles", "yes, in one graph" if card["compiles"] else "not declared"
+    yield "deterministic", "yes" if card["deterministic"] else "not declared"
+    if card["requires"]:
+        yield "requires", ", ".join(card["requires"])
+    if card["install"]:
+        yield "install", card["install"]
+    if card["deprecated"]:
+        replacement = card["deprecated"]["replacement"]
+        yield "deprecated", card["deprecated"]["message"] + (f"; use {replacement}" if replacement else "")
+
+
+def _feature_rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    meanings = facts["contract"].get("features", {})
+    yield "features", _glossary(facts["card"]["features"], meanings) or "none"
+    if facts["lacks"]:
+        yield "lacks", _glossary(facts["lacks"], meanings)
+
+
+def _glossary(names: Iterable[str], meanings: dict[str, str]) -> str:
+    width = max(map(len, meanings), default=0)
+    return "\n".join(f"{name:<{width}}  {meanings.get(name, 'not known to this slot')}" for name in names)
+
+
+def _labelled(label: str, text: str) -> Iterator[str]:
+    first, *others = text.splitlines() or [""]
+    yield f"  {label:<{_LABEL}}{first}".rstrip()
+    yield from textwrap.indent("\n".join(others), " " * (_LABEL + 2)).splitlines()
