@@ -27,6 +27,7 @@ from functools import lru_cache
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -122,7 +123,7 @@ def find_card(module: str) -> Path | None:
     top, *rest = module.split(".")
     try:
         spec = find_spec(top)
-    except (ImportError, ValueError, AttributeError):  # a finder's, or a half-initialised module's
+    except Exception:  # any finder on sys.meta_path may fail; the import will say how
         return None
     if spec is None or spec.submodule_search_locations is None:
         return None
@@ -170,23 +171,28 @@ def read_card(path: Path, *, distribution: str) -> Card:
 def _read(path: Path, distribution: str, _changed: int, _size: int) -> Card:
     try:
         data = tomllib.loads(path.read_bytes().decode())
+        return Card(path, MappingProxyType(_sections(data, path, distribution)))
     except UnicodeDecodeError as error:
         raise _error(path, distribution, f"is not UTF-8: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise _error(path, distribution, f"is not TOML: {error}") from error
     except RecursionError as error:
         raise _error(path, distribution, "is nested too deeply") from error
+    except CardError:
+        raise
+    except ValueError as error:  # TOMLDecodeError, and what Python says to a number of 5,000 digits
+        raise _error(path, distribution, f"is not TOML: {error}") from error
+
+
+def _sections(data: dict[str, Any], path: Path, distribution: str) -> dict[tuple[str, str], CardSection]:
     version = data.pop("card", None)
     if version != CARD_VERSION or isinstance(version, bool):
         said = "has no version" if version is None else f"is of version {version!r}"
         hint = f"this transom reads card = {CARD_VERSION}"
         raise _error(path, distribution, said, where="card", hint=hint)
-    sections = {
+    return {
         (slot, name): _section(table, path, distribution, f"{slot}.{name}")
         for slot, tables in data.items()
         for name, table in _tables(tables, path, distribution, slot).items()
     }
-    return Card(path, sections)
 
 
 def _tables(value: object, path: Path, distribution: str, where: str) -> dict[str, object]:
@@ -216,12 +222,16 @@ def _contradictions(section: CardSection) -> Iterator[tuple[str, str]]:
     if isinstance(section.options, str) and not re.fullmatch(r"[\w.]+:[\w.]+", section.options):
         yield "options", f"{section.options!r} does not refer to a dataclass as module:Name"
     if section.requires:
+        from packaging.markers import UndefinedComparison, UndefinedEnvironmentName
         from packaging.requirements import InvalidRequirement, Requirement
+        from packaging.version import InvalidVersion
 
         for number, requirement in enumerate(section.requires):
             try:
-                Requirement(requirement)
-            except InvalidRequirement as error:
+                marker = Requirement(requirement).marker
+                if marker is not None:
+                    marker.evaluate({"extra": ""})
+            except (InvalidRequirement, InvalidVersion, UndefinedComparison, UndefinedEnvironmentName) as error:
                 yield f"requires[{number}]", f"{requirement!r} is not a requirement: {str(error).splitlines()[0]}"
 
 

@@ -147,7 +147,7 @@ class Implementation:
                 hint=f"see the contract, {slot.builder.__module__}.{slot.builder.__name__}",
                 slot=slot.name,
                 name=self.name,
-                distribution=self.distribution,
+                reason=f"its builder {'; '.join(complaints)}",
                 traceback=None,
             )
         return builder
@@ -176,6 +176,7 @@ def import_object(value: str, *, slot: str, name: str, label: str) -> Any:
             asked_by=value,
             slot=slot,
             name=name,
+            reason=f"it cannot be imported: {_brief(error)}",
             traceback="".join(traceback.format_exception(error)),
         ) from error
 

@@ -99,4 +99,5 @@ def near(name: str, known: Iterable[str]) -> tuple[str, ...]:
     """
     from difflib import get_close_matches  # only a mistake pays for it
 
-    return tuple(get_close_matches(name, sorted(set(known)), n=3, cutoff=0.6))
+    by_folded = {each.casefold(): each for each in sorted(set(known))}
+    return tuple(by_folded[match] for match in get_close_matches(name.casefold(), by_folded, n=3, cutoff=0.6))

@@ -268,24 +268,36 @@ class Registry:
         raise UnknownSlotError(f"no slot is named {name!r}.", asked_by=asked_by, available=known, hint=hint, slot=name)
 
     def _unknown(self, slot: str, ref: str, asked_by: str | None) -> UnknownImplementationError:
+        distribution, name = split_reference(ref)
         installed = self._of(slot)
-        _, name = split_reference(ref)
-        bare = [other.name for other in installed]
-        elsewhere = [other.slot for other in self.implementations() if other.name == name]
-        hints = [f"{', '.join(near(name, bare))}?"] if near(name, bare) else []
-        hints += [f"{name} is for {', '.join(dict.fromkeys(elsewhere))}."] if elsewhere and name not in bare else []
-        if not any(other.is_core for other in self.implementations()):
-            hints.append("transom itself is not installed as a distribution here: pip install it.")
-        failed = [f"{c.label}: {c.failure.what}" for c in installed if c.failure is not None]
+        names = [other.name for other in installed]
+        what = f"no {slot} is named {ref!r}."
+        if distribution is not None:
+            known = normalise(distribution) in map(normalise, self.index.distributions)
+            what = f"{distribution} {'registers no' if known else 'is not installed: no'} {slot} named {name!r}."
+        failures = [f"{c.label}: {c.failure.data['reason']}" for c in installed if c.failure is not None]
+        unreadable = [str(problem) for problem in self.index.problems if problem.kind in ("metadata", "entry point")]
         return UnknownImplementationError(
-            f"no {slot} is named {ref!r}.",
+            what,
             asked_by=asked_by,
-            available=[c.label if bare.count(c.name) == 1 else f"{c.ref} ({c.version})" for c in installed],
-            failed=[*failed, *map(str, self.index.problems)],
-            hint="   ".join([*hints, f"All: transom list {slot}"]),
+            available=[c.label if names.count(c.name) == 1 else f"{c.ref} ({c.version})" for c in installed],
+            failed=[*failures, *unreadable],
+            hint="   ".join([*self._guesses(slot, name, names), f"All: transom list {slot}"]),
             slot=slot,
             name=ref,
         )
+
+    def _guesses(self, slot: str, name: str, names: list[str]) -> Iterator[str]:
+        """Yield what a user may have meant who asked for a name that is not there."""
+        guesses = near(name, names)
+        if guesses:
+            yield f"{', '.join(guesses)}?"
+        everything = self.implementations()
+        others = dict.fromkeys(other.slot for other in everything if other.name == name and other.slot != slot)
+        if others and name not in names:
+            yield f"{name} is for {', '.join(others)}."
+        if not any(other.is_core for other in everything):
+            yield "Core itself is not installed as a distribution here: pip install transom."
 
 
 class _Slots(Mapping[str, Slot]):

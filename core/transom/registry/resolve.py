@@ -24,8 +24,8 @@ class Attempt:
 
     Args:
         slot: the slot's name.
-        asked: the names, in the order in which they were tried.
-        verdicts: one for every name that was tried.
+        asked: the names, as they were asked for.
+        verdicts: one for every name that was tried, in order; ``auto`` is tried as the names it stands for.
     """
 
     slot: str
@@ -94,9 +94,9 @@ def resolve(
     registry = default_registry() if registry is None else registry
     policy = Policy.from_environment() if policy is None else policy
     slot = registry.slot(slot_name, asked_by=asked_by)
-    names = _expand(parse_chain(asked, asked_by=asked_by), slot)
-    for line in policy.idle(registry.index.distributions):
-        registry.tell_once(logging.WARNING, line)
+    wanted = parse_chain(asked, asked_by=asked_by)
+    names = _expand(wanted, slot)
+    _warn_of_idle_patterns(registry, policy)
     verdicts: list[Verdict] = []
     for name in names:
         chosen, verdict = _try(registry, slot, name, request, policy, asked_by, is_alone=len(names) == 1)
@@ -104,8 +104,14 @@ def resolve(
         if chosen is not None and verdict.ok:
             if verdict.hint:
                 registry.tell_once(logging.WARNING, verdict.hint)
-            return Resolution(slot.name, names, tuple(verdicts), chosen)
-    raise _error(Attempt(slot.name, names, tuple(verdicts)), slot, request, registry, policy, asked_by)
+            return Resolution(slot.name, wanted, tuple(verdicts), chosen)
+    raise _error(Attempt(slot.name, wanted, tuple(verdicts)), slot, request, registry, policy, asked_by)
+
+
+def _warn_of_idle_patterns(registry: Registry, policy: Policy) -> None:
+    if (policy.allow or policy.deny) and registry.index.is_complete:
+        for line in policy.idle(registry.index.distributions):
+            registry.tell_once(logging.WARNING, f"{line}.")
 
 
 def _expand(names: tuple[str, ...], slot: Slot) -> tuple[str, ...]:
@@ -158,8 +164,10 @@ def _error(
         if other.ref not in tried and other.card is not None and judge_by_card(other, slot, request, policy).ok
     ]
     hints = dict.fromkeys(verdict.hint for verdict in attempt.verdicts if verdict.hint)
+    if able:
+        hints[f"use {able[0].split()[0]}"] = None
     what = f"{slot.name}: none of {', '.join(attempt.asked)} can serve."
-    if not attempt.asked:
+    if not attempt.verdicts:
         what = f"{slot.name} has no default, and nothing else was asked for."
     elif len(attempt.asked) == 1:
         what = f"{slot.name} {attempt.asked[0]!r} cannot serve."
@@ -168,7 +176,7 @@ def _error(
         asked_by=asked_by,
         available=able,
         failed=[str(verdict) for verdict in attempt.verdicts],
-        hint="\n".join(hints) or (f"use {able[0].split()[0]}" if able else f"All: transom list {slot.name}"),
+        hint="\n".join(hints) or f"All: transom list {slot.name}",
         slot=slot.name,
         resolution=attempt,
     )

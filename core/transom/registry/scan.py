@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from transom.registry.names import is_name, normalise
 if TYPE_CHECKING:
     from packaging.version import Version
 
-__all__ = ["Entry", "Index", "Problem", "index_of", "installed_version", "scan"]
+__all__ = ["Entry", "Index", "Problem", "index_of", "installed_version", "requirements_of", "scan"]
 
 PREFIX = "transom."
 _MARK = PREFIX.encode()
@@ -77,18 +77,20 @@ class Entry:
         """The group without its prefix."""
         return self.group.removeprefix(PREFIX)
 
-    @property
-    def module(self) -> str:
-        """The module part of the value."""
-        return self.value.partition(":")[0].strip()
-
 
 @dataclass(frozen=True)
 class Index:
-    """What one pass found: entries sorted by group, name and distribution, and problems."""
+    """What one pass found.
+
+    Args:
+        entries: sorted by group, name and distribution.
+        problems: what is wrong with what was looked at.
+        is_complete: whether everything on the path was looked at, and not only distributions asked for by name.
+    """
 
     entries: tuple[Entry, ...] = ()
     problems: tuple[Problem, ...] = ()
+    is_complete: bool = True
 
     def group(self, name: str) -> tuple[Entry, ...]:
         """Return the entries of one group, ``"transom.hooks"`` for example."""
@@ -138,7 +140,7 @@ def index_of(distributions: Iterable[str], path: Sequence[str] | None = None) ->
         if not copies:
             problems.append(Problem("metadata", name, name, "is not installed"))
         found += copies
-    return _index(found, problems)
+    return replace(_index(found, problems), is_complete=False)
 
 
 def installed_version(distribution: str) -> str | None:
@@ -149,10 +151,17 @@ def installed_version(distribution: str) -> str | None:
         (True, None)
     """
     try:
-        return str(importlib_metadata.version(distribution))
-    except Exception:
-        # Missing, or metadata that cannot be read: either way there is no version to compare.
+        return _header(importlib_metadata.distribution(distribution))[1] or None
+    except Exception:  # missing, or unreadable: either way there is no version to compare
         return None
+
+
+def requirements_of(distribution: str) -> tuple[str, ...]:
+    """Return what an installed distribution requires, as its metadata says it; empty where that cannot be read."""
+    try:
+        return tuple(importlib_metadata.requires(distribution) or ())
+    except Exception:  # what cannot be read requires nothing that could be checked
+        return ()
 
 
 def _discover(problems: list[Problem], scope: dict[str, Any]) -> Iterator[Any]:
@@ -165,7 +174,7 @@ def _discover(problems: list[Problem], scope: dict[str, Any]) -> Iterator[Any]:
         yield from importlib_metadata.MetadataPathFinder.find_distributions(context)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Copy:
     """One copy of a distribution's metadata, before it is known whether it counts."""
 
@@ -223,9 +232,9 @@ def _look(distribution: Any) -> tuple[str, _Copy]:
     path = _path(distribution)
     if not isinstance(path, Path):
         text = distribution.read_text("entry_points.txt") or ""
-        return normalise(distribution.metadata["Name"]), _Copy(distribution, str(path or distribution), text.encode())
+        return normalise(_header(distribution)[0]), _Copy(distribution, str(path or distribution), text.encode())
     stem, dot, kind = path.name.rpartition(".")
-    name = stem.partition("-")[0] if dot + kind in _SUFFIXES else distribution.metadata["Name"]
+    name = stem.partition("-")[0] if dot + kind in _SUFFIXES else _header(distribution)[0]
     key, location = normalise(name.lstrip("~")), str(path)
     try:
         with open(f"{location}/entry_points.txt", "rb") as file:  # noqa: PTH123 - twice as fast, once a distribution
@@ -248,7 +257,7 @@ def _choose(key: str, copies: list[_Copy], problems: list[Problem]) -> _Copy | N
     if not whole:
         return None
     first = [copy for copy in whole if copy.path.parent == whole[0].path.parent]
-    winner = max(first, key=lambda copy: copy.rank)
+    winner = first[0] if len(first) == 1 else max(first, key=lambda copy: copy.rank)
     problems += [
         Problem("shadowed", key, copy.location, f"is hidden by another copy, {winner.location}")
         for copy in whole
@@ -262,7 +271,7 @@ def _entries(key: str, copy: _Copy, problems: list[Problem]) -> Iterator[Entry]:
     name, version = _identity(key, copy, problems)
     where = f"{copy.location}/entry_points.txt"
     try:
-        text = copy.entry_points.decode("utf-8-sig")
+        text = copy.entry_points.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         problems.append(Problem("entry point", name, where, f"is not UTF-8: {error}"))
         return
@@ -302,15 +311,28 @@ def _complaint(group: str, name: str, value: str, is_repeated: bool) -> str | No
 def _identity(key: str, copy: _Copy, problems: list[Problem]) -> tuple[str, str]:
     """Return name and version as the metadata spell them, or as the directory does where they cannot be read."""
     try:
-        metadata = copy.distribution.metadata
-        name, version = metadata["Name"], metadata["Version"]
+        name, version = _header(copy.distribution)
         if name and version and normalise(name) == key:
-            return str(name), str(version)
+            return name, version
         complaint = f"says name {name!r} and version {version!r}"
     except Exception as error:
         complaint = f"cannot be read: {_brief(error)}"
     problems.append(Problem("metadata", key, copy.location, f"{complaint}; the directory's name is taken instead"))
     return key, str(_version_in(copy.path) or "unknown")
+
+
+def _header(distribution: Any) -> tuple[str, str]:
+    """Return name and version from a distribution's metadata, empty where they are missing.
+
+    Both are plain lines of the header; parsing the whole as an e-mail message would cost more than all other work here.
+    """
+    text = next(filter(None, map(distribution.read_text, ("METADATA", "PKG-INFO", ""))), "")
+    fields = {"name": "", "version": ""}
+    for line in text.partition("\n\n")[0].splitlines():
+        field, _, value = line.partition(":")
+        if fields.get(field.lower()) == "":
+            fields[field.lower()] = value.strip()
+    return fields["name"], fields["version"]
 
 
 def _version_in(path: Path) -> Version | None:

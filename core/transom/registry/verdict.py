@@ -12,16 +12,18 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from transom.errors import PluginImportError
+from transom.registry.card import ANY, CardSection
 from transom.registry.implementation import Implementation
-from transom.registry.scan import installed_version
+from transom.registry.scan import installed_version, requirements_of
 from transom.slots.request import BuildContext, Request
 from transom.slots.slot import Slot
 
 if TYPE_CHECKING:
-    from transom.registry.card import CardSection
+    from packaging.requirements import Requirement
+
     from transom.registry.policy import Policy
 
-__all__ = ["Stage", "Verdict", "judge", "judge_by_card"]
+__all__ = ["Stage", "Verdict", "judge", "judge_by_card", "unmet_requirements"]
 
 Stage = Literal["missing", "policy", "api", "requires", "hardware", "features", "broken", "supports", "ok"]
 
@@ -65,7 +67,7 @@ def judge(implementation: Implementation, slot: Slot, request: Request, policy: 
     try:
         builder = implementation.load_for(slot)
     except PluginImportError as error:
-        return _no(implementation, "broken", error.what, error.hint or "see its traceback: transom doctor")
+        return _no(implementation, "broken", error.data["reason"], error.hint or "see its traceback: transom doctor")
     reasons = _objections(builder, request)
     if reasons:
         return _no(implementation, "supports", "; ".join(reasons), None)
@@ -105,7 +107,7 @@ def _refuse_api(implementation: Implementation, card: CardSection, slot: Slot, r
 
 
 def _refuse_requires(implementation: Implementation, card: CardSection, slot: Slot, request: Request) -> Answer:
-    unmet = _unmet(card.requires)
+    unmet = unmet_requirements(card.requires)
     if not unmet:
         return None, None
     missing = " ".join(f"'{requirement}'" for requirement, _ in unmet)
@@ -114,7 +116,7 @@ def _refuse_requires(implementation: Implementation, card: CardSection, slot: Sl
 
 def _refuse_hardware(implementation: Implementation, card: CardSection, slot: Slot, request: Request) -> Answer:
     context = request.context
-    if context.device not in card.devices and not {"any"} & set(card.devices) and context.device != "meta":
+    if context.device not in card.devices and ANY not in card.devices and context.device != "meta":
         return f"it runs on {_listed(card.devices)}, not on {context.device}", None
     if context.device != "cuda" or card.min_compute_capability is None:
         return None, None
@@ -128,14 +130,14 @@ def _refuse_hardware(implementation: Implementation, card: CardSection, slot: Sl
 
 def _refuse_features(implementation: Implementation, card: CardSection, slot: Slot, request: Request) -> Answer:
     undeclared = sorted(request.features - set(card.features))
-    reasons = [f"its card does not declare {_listed(undeclared)}"] if undeclared else []
+    named = _listed(f"{name} ({slot.features[name]})" if name in slot.features else name for name in undeclared)
+    reasons = [f"its card does not declare {named}"] if undeclared else []
     reasons += _unfit(card, request.context)
-    meanings = [f"{name}: {slot.features[name]}" for name in undeclared if name in slot.features]
-    return "; ".join(reasons) or None, "; ".join(meanings) or None
+    return "; ".join(reasons) or None, None
 
 
 def _unfit(card: CardSection, context: BuildContext) -> Iterator[str]:
-    if context.dtype not in card.dtypes and "any" not in card.dtypes:
+    if context.dtype not in card.dtypes and ANY not in card.dtypes:
         yield f"it computes in {_listed(card.dtypes)}, not in {context.dtype}"
     if context.mode not in card.modes:
         yield f"it is for {_listed(card.modes)}, not for {context.mode}"
@@ -154,26 +156,48 @@ _LADDER: tuple[tuple[Stage, Any], ...] = (
 
 
 @lru_cache(maxsize=1024)
-def _unmet(requires: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    """Return the requirements that what is installed does not meet, each with a complaint."""
-    return tuple(
-        (requirement, complaint) for requirement in requires if (complaint := _lacks(requirement, extra="")) is not None
-    )
+def unmet_requirements(requires: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """Return the requirements that what is installed does not meet, each with a complaint.
+
+    Args:
+        requires: as in a card: distributions with version specifiers, environment markers and extras.
+
+    Example:
+        >>> unmet_requirements(("transom>=0.1", "no-such-distribution>=2"))
+        (('no-such-distribution>=2', 'no-such-distribution>=2, which is not installed'),)
+    """
+    complaints = ((requirement, next(_complaints(requirement), None)) for requirement in requires)
+    return tuple((requirement, complaint) for requirement, complaint in complaints if complaint is not None)
 
 
-def _lacks(text: str, *, extra: str) -> str | None:
+def _complaints(text: str) -> Iterator[str]:
+    """Yield what is missing of one requirement, the dependencies of its extras included."""
     from packaging.requirements import Requirement
 
-    requirement = Requirement(text)
-    if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
-        return None
-    wanted = f"{requirement.name}{requirement.specifier}"
-    version = installed_version(requirement.name)
-    if version is None:
-        return f"{wanted}, which is not installed"
-    if not requirement.specifier.contains(version, prereleases=True):
-        return f"{wanted}, but {version} is installed"
-    return None
+    pending: list[tuple[str, str]] = [(text, "")]
+    seen: set[tuple[str, str]] = set()
+    while pending:
+        text, extra = pending.pop()
+        requirement = Requirement(text)
+        if (text, extra) in seen or not _applies(requirement, extra):
+            continue
+        seen.add((text, extra))
+        version = installed_version(requirement.name)
+        wanted = f"{requirement.name}{requirement.specifier}"
+        if version is None:
+            yield f"{wanted}, which is not installed"
+        elif not requirement.specifier.contains(version, prereleases=True):
+            yield f"{wanted}, but {version} is installed"
+        dependencies = requirements_of(requirement.name) if requirement.extras else ()
+        pending += [(each, name) for name in requirement.extras for each in dependencies if "extra" in each]
+
+
+def _applies(requirement: Requirement, extra: str) -> bool:
+    """Tell whether a requirement is for this environment and, where an extra is asked for, for that alone."""
+    marker = requirement.marker
+    if marker is None:
+        return not extra
+    return marker.evaluate({"extra": extra}) and not (extra and marker.evaluate({"extra": ""}))
 
 
 def _objections(builder: Any, request: Request) -> tuple[str, ...]:
