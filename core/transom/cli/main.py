@@ -6,9 +6,11 @@ nor a plugin.
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import sys
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -20,7 +22,7 @@ from transom.cli.options import examples
 from transom.errors import TransomError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = ["EXIT_BROKEN_PIPE", "EXIT_INTERRUPTED", "EXIT_USER_ERROR", "cli", "main"]
 
@@ -94,7 +96,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if args is None else args)
     try:
-        with cli.make_context("transom", arguments) as context:
+        with cli.make_context("transom", arguments) as context, _log_to_stderr():
             cli.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as stop:
@@ -113,6 +115,22 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         return EXIT_BROKEN_PIPE
     return 0
+
+
+@contextmanager
+def _log_to_stderr() -> Iterator[None]:
+    """Show what the library reports, such as an implementation of a chain that is passed over."""
+    logger = logging.getLogger("transom")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
 
 
 def _report(error: TransomError) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -67,6 +68,15 @@ def test_main_returns_130_when_interrupted(verb, capsys, interrupt):
     verb(_raise(interrupt))
     assert main(["try"]) == 130
     assert capsys.readouterr().err == "\nInterrupted.\n"
+
+
+def test_main_shows_what_the_library_logs_and_leaves_the_logger_as_it_was(verb, capsys):
+    logger = logging.getLogger("transom")
+    before = (logger.level, list(logger.handlers))
+    verb(lambda: logger.info("norm %s is passed over", "fast"))
+    assert main(["try"]) == 0
+    assert capsys.readouterr().err == "norm fast is passed over\n"
+    assert (logger.level, logger.handlers) == before
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("bug"), BrokenPipeError("a worker's pipe"), ValueError("plain")])
