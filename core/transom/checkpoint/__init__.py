@@ -1,0 +1,1 @@
+"""Checkpoints: complete or absent, readable without executing anything, and independent of who computed them."""
