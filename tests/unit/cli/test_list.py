@@ -41,12 +41,12 @@ def test_list_shows_every_slot_with_its_default(capsys):
 
 
 def test_list_shows_what_the_card_declares(install, capsys):
-    install("acme-norm", {"norm": "fast"}, card=CARD)
+    install("acme-norm", {"norm": {"fast": "Made"}}, card=CARD)
     assert main(["list", "norm"]) == 0
     assert _columns(capsys.readouterr().out)["fast"] == {
         "slot": "norm",
         "name": "fast",
-        "distribution": "acme-norm 2.0",
+        "distribution": "acme-norm 1.0",
         "devices": "cuda, xpu",
         "dtypes": "bfloat16",
         "features": "1 of 3",
@@ -61,14 +61,14 @@ def test_list_takes_linear_for_both_linears(capsys):
 
 
 def test_list_says_undeclared_when_there_is_no_card(install, capsys):
-    install("acme-norm", {"norm": "fast"})
+    install("acme-norm", {"norm": {"fast": "Made"}})
     main(["list", "norm"])
     row = _columns(capsys.readouterr().out)["fast"]
     assert (row["devices"], row["dtypes"], row["features"], row["notes"]) == ("?", "?", "?", "undeclared")
 
 
 def test_list_says_which_card_is_broken_and_lists_the_rest(install, capsys):
-    install("acme-norm", {"norm": "fast"}, card="card = 2")
+    install("acme-norm", {"norm": {"fast": "Made"}}, card="card = 2")
     assert main(["list", "norm"]) == 0
     table, problems = capsys.readouterr().out.split("\n\nProblems:\n")
     assert _columns(table)["fast"]["notes"] == "its card is broken"
@@ -77,8 +77,8 @@ def test_list_says_which_card_is_broken_and_lists_the_rest(install, capsys):
 
 
 def test_list_asks_for_the_qualified_names_when_two_distributions_share_one(install, capsys):
-    install("acme-norm", {"norm": "fast"})
-    install("other-norm", {"norm": "fast"})
+    install("acme-norm", {"norm": {"fast": "Made"}})
+    install("other-norm", {"norm": {"fast": "Made"}})
     main(["list", "norm"])
     table, problems = capsys.readouterr().out.split("\n\nProblems:\n")
     assert "undeclared; ask for acme-norm/fast" in table
@@ -87,7 +87,7 @@ def test_list_asks_for_the_qualified_names_when_two_distributions_share_one(inst
 
 
 def test_list_says_what_the_policy_forbids(install, capsys, monkeypatch):
-    install("acme-norm", {"norm": "fast"}, card=CARD)
+    install("acme-norm", {"norm": {"fast": "Made"}}, card=CARD)
     monkeypatch.setenv("TRANSOM_PLUGINS_DENY", "acme-*")
     main(["list", "norm"])
     notes = _columns(capsys.readouterr().out)["fast"]["notes"]
@@ -95,20 +95,20 @@ def test_list_says_what_the_policy_forbids(install, capsys, monkeypatch):
 
 
 def test_list_reports_an_entry_point_for_no_slot(install, capsys):
-    install("acme-norm", {"nrom": "fast"})
+    install("acme-norm", {"nrom": {"fast": "Made"}})
     main(["list"])
     assert "registers 'fast' for a slot that does not exist, 'nrom'; 'norm' was meant?" in capsys.readouterr().out
 
 
 def test_list_gives_the_same_as_json(install, capsys):
-    install("acme-norm", {"norm": "fast"}, card=CARD)
+    install("acme-norm", {"norm": {"fast": "Made"}}, card=CARD)
     main(["list", "norm", "--json"])
     data = json.loads(capsys.readouterr().out)
     assert [slot["name"] for slot in data["slots"]] == ["norm"]
     assert data["slots"][0]["features"] == dict(SLOTS["norm"].features)
     fast = next(found for found in data["implementations"] if found["name"] == "fast")
     assert fast["ref"] == "acme-norm/fast"
-    assert fast["entry_point"] == "acme_norm:Made"
+    assert fast["entry_point"] == "acme_norm.parts:Made"
     assert fast["card"]["requires"] == ["no-such-package>=3"]
     assert fast["unmet"] == ["no-such-package>=3, which is not installed"]
     assert fast["lacks"] == ["layernorm", "zero_centered_gamma"]
@@ -116,7 +116,7 @@ def test_list_gives_the_same_as_json(install, capsys):
 
 
 def test_list_gives_problems_as_json(install, capsys):
-    install("acme-norm", {"norm": "fast"}, card="[")
+    install("acme-norm", {"norm": {"fast": "Made"}}, card="[")
     main(["list", "--json"])
     data = json.loads(capsys.readouterr().out)
     assert [slot["name"] for slot in data["slots"]] == list(SLOTS)
@@ -127,7 +127,7 @@ def test_list_gives_problems_as_json(install, capsys):
 
 
 def test_list_names_a_slot_that_a_plugin_defines_without_importing_it(install, capsys):
-    install("acme-slots", {"slots": "gate"}, code="raise RuntimeError('imported')")
+    install("acme-slots", {"slots": {"gate": "Made"}}, code="raise RuntimeError('imported')")
     assert main(["list", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["slots"][-1] == {"name": "gate"}
 
@@ -141,7 +141,7 @@ def test_list_refuses_an_unknown_slot(capsys):
 
 @pytest.mark.parametrize("columns", ["20", "60"])
 def test_list_is_never_folded_when_piped(install, capsys, monkeypatch, columns):
-    install("acme-norm", {"norm": "a_name_of_more_than_twenty_letters"}, card=CARD)
+    install("acme-norm", {"norm": {"a_name_of_more_than_twenty_letters": "Made"}}, card=CARD)
     monkeypatch.setenv("COLUMNS", columns)
     main(["list", "norm"])
     assert "a_name_of_more_than_twenty_letters" in _columns(capsys.readouterr().out)

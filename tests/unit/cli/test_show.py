@@ -40,14 +40,14 @@ class Made:
 
 
 def test_show_tells_everything_that_the_data_say(install, capsys):
-    install("acme-norm", {"norm": "fast"}, card=CARD, code="raise RuntimeError('imported')")
+    install("acme-norm", {"norm": {"fast": "Made"}}, card=CARD, code="raise RuntimeError('imported')")
     assert main(["show", "fast"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "fast, a norm"
     assert [line[2:] for line in lines[1:] if "transom.toml" not in line] == [
-        "distribution    acme-norm 2.0",
+        "distribution    acme-norm 1.0",
         "ask for it as   fast or acme-norm/fast",
-        "entry point     acme_norm:Made",
+        "entry point     acme_norm.parts:Made",
         "slot            LayerNorm or RMSNorm over the last dimension (kernel slot, contract 1.0)",
         "notes           deprecated",
         "                needs no-such-package>=3, which is not installed",
@@ -68,14 +68,14 @@ def test_show_tells_everything_that_the_data_say(install, capsys):
 
 @pytest.mark.parametrize("ref", ["acme-norm/fast", "Acme_Norm/fast", "norm/fast", "norm/acme-norm/fast"])
 def test_show_finds_an_implementation_by_every_spelling(install, capsys, ref):
-    install("acme-norm", {"norm": "fast"}, card=CARD)
+    install("acme-norm", {"norm": {"fast": "Made"}}, card=CARD)
     assert main(["show", ref, "--json"]) == 0
     assert [found["ref"] for found in json.loads(capsys.readouterr().out)] == ["acme-norm/fast"]
 
 
 def test_show_shows_every_slot_and_distribution_that_knows_the_name(install, capsys):
-    install("acme-norm", {"norm": "fast", "mlp": "fast"})
-    install("other-norm", {"norm": "fast"})
+    install("acme-norm", {"norm": {"fast": "Made"}, "mlp": {"fast": "Made"}})
+    install("other-norm", {"norm": {"fast": "Made"}})
     main(["show", "fast", "--json"])
     found = json.loads(capsys.readouterr().out)
     assert {(one["slot"], one["ref"], tuple(one["names"])) for one in found} == {
@@ -93,37 +93,37 @@ def test_show_takes_linear_for_both_linears(capsys):
 
 
 def test_show_says_when_there_is_no_card(install, capsys):
-    install("acme-norm", {"norm": "fast"})
+    install("acme-norm", {"norm": {"fast": "Made"}})
     main(["show", "fast"])
     assert "card            none: it declares nothing, only its own supports() is asked" in capsys.readouterr().out
 
 
 def test_show_says_what_is_wrong_with_the_card(install, capsys):
-    install("acme-norm", {"norm": "fast"}, card='card = 1\n[norm.fast]\napi = "one"')
+    install("acme-norm", {"norm": {"fast": "Made"}}, card='card = 1\n[norm.fast]\napi = "one"')
     assert main(["show", "fast"]) == 0
     assert "card            norm.fast.api in the card of acme-norm is wrong" in capsys.readouterr().out
 
 
 def test_show_of_a_plugins_slot_reads_data_only(install, capsys):
-    install("acme-slots", {"slots": "gate", "gate": "fast"}, code="raise RuntimeError('imported')")
+    install("acme-slots", {"slots": {"gate": "Made"}, "gate": {"fast": "Made"}}, code="raise RuntimeError('imported')")
     assert main(["show", "gate/fast"]) == 0
     assert capsys.readouterr().out.startswith("fast, a gate\n")
 
 
 def test_show_prints_the_docstring_when_asked_to_import(install, capsys):
-    install("acme-norm", {"norm": "fast"}, card=CARD, code=CODE)
+    install("acme-norm", {"norm": {"fast": "Made"}}, card=CARD, code=CODE)
     assert main(["show", "fast", "--import"]) == 0
     assert "  documentation   A fast norm.\n\n                  With a second line.\n" in capsys.readouterr().out
     assert "acme_norm" in sys.modules
 
 
 def test_show_prints_the_traceback_when_the_import_fails(install, capsys):
-    install("acme-norm", {"norm": "fast"}, code="raise OSError('libacme.so not found')")
+    install("acme-norm", {"norm": {"fast": "Made"}}, code="raise OSError('libacme.so not found')")
     assert main(["show", "fast", "--import"]) == 2
     out, error = capsys.readouterr()
     assert out == ""
     assert error.startswith("Traceback (most recent call last):\n")
-    message = "PluginImportError: norm fast (acme-norm 2.0) cannot be imported: OSError: libacme.so not found"
+    message = "PluginImportError: norm fast (acme-norm 1.0) cannot be imported: OSError: libacme.so not found"
     assert message in error
 
 
