@@ -1,0 +1,1 @@
+"""The trainer behind `transom train`: data, optimizer, loop, metrics and the folder of a run."""
