@@ -1,0 +1,1 @@
+"""The reference transformer: readable first, and the oracle of every plugin. Importing this package loads no torch."""

@@ -1,0 +1,281 @@
+"""From the config to requests: the one place where what a part must serve is derived.
+
+Each function returns the `Part` for one place of an architecture implementation; its first argument is the request of
+the implementation that has the place. Implementations of third parties use them as core's own do::
+
+    @classmethod
+    def parts(cls, request):
+        config = request.config
+        return {
+            "up": column_linear(request, config.hidden_size, config.ffn_hidden_size, bias=False),
+            "down": row_linear(request, config.ffn_hidden_size, config.hidden_size, bias=False),
+        }
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from transom.slots.activation import ActivationRequest
+from transom.slots.attention import AttentionRequest
+from transom.slots.bias_dropout_add import BiasDropoutAddRequest
+from transom.slots.core_attention import CoreAttentionRequest
+from transom.slots.embedding import EmbeddingRequest
+from transom.slots.layer import LayerRequest
+from transom.slots.linear import LinearRequest
+from transom.slots.loss import LossRequest
+from transom.slots.mlp import MLPRequest
+from transom.slots.norm import NormRequest
+from transom.slots.request import ArchitectureRequest, Part
+from transom.slots.rotary import RotaryRequest
+
+if TYPE_CHECKING:
+    from transom.transformer.transformer_config import TransformerConfig
+
+__all__ = [
+    "activation",
+    "bias_dropout_add",
+    "column_linear",
+    "core_attention",
+    "cross_attention",
+    "embedding",
+    "layer",
+    "loss",
+    "mlp",
+    "norm",
+    "rotary",
+    "row_linear",
+    "self_attention",
+]
+
+
+def column_linear(
+    request: ArchitectureRequest,
+    input_size: int,
+    output_size: int,
+    *,
+    bias: bool,
+    stride: int = 1,
+    is_expert: bool = False,
+    path: str | None = None,
+) -> Part:
+    """A linear whose output is split over the tensor-parallel ranks; sizes are over all ranks."""
+    wanted = LinearRequest(
+        context=request.context,
+        features=_linear_features(request.config, is_expert),
+        input_size=input_size,
+        output_size=output_size,
+        bias=bias,
+        stride=stride,
+        is_expert=is_expert,
+    )
+    return Part(slot="column_linear", request=wanted, path=path)
+
+
+def row_linear(
+    request: ArchitectureRequest,
+    input_size: int,
+    output_size: int,
+    *,
+    bias: bool,
+    is_expert: bool = False,
+    path: str | None = None,
+) -> Part:
+    """A linear whose input is split over the tensor-parallel ranks; sizes are over all ranks."""
+    wanted = LinearRequest(
+        context=request.context,
+        features=_linear_features(request.config, is_expert),
+        input_size=input_size,
+        output_size=output_size,
+        bias=bias,
+        is_expert=is_expert,
+    )
+    return Part(slot="row_linear", request=wanted, path=path)
+
+
+def embedding(
+    request: ArchitectureRequest, num_embeddings: int, embedding_dim: int, *, path: str | None = None
+) -> Part:
+    """A table of ``num_embeddings`` vectors."""
+    features = _when({"tensor_parallel": request.config.tensor_model_parallel_size > 1})
+    wanted = EmbeddingRequest(
+        context=request.context, features=features, num_embeddings=num_embeddings, embedding_dim=embedding_dim
+    )
+    return Part(slot="embedding", request=wanted, path=path)
+
+
+def norm(request: ArchitectureRequest, hidden_size: int, *, path: str | None = None) -> Part:
+    """The config's norm over the last dimension, ``hidden_size`` wide."""
+    config = request.config
+    features = {config.normalization.lower()} | _when({"zero_centered_gamma": config.layernorm_zero_centered_gamma})
+    wanted = NormRequest(
+        context=request.context, features=frozenset(features), hidden_size=hidden_size, eps=config.layernorm_epsilon
+    )
+    return Part(slot="norm", request=wanted, path=path)
+
+
+def activation(request: ArchitectureRequest) -> Part:
+    """The config's activation, gate included, as a module of its own."""
+    config = request.config
+    optional = {
+        "gated": config.gated_linear_unit,
+        "clamp": config.activation_func_clamp_value is not None,
+        "glu_offset": config.gated_linear_unit and config.glu_linear_offset != 0,
+    }
+    wanted = ActivationRequest(
+        context=request.context,
+        features=frozenset({config.activation_func}) | _when(optional),
+        function=config.activation_func,
+        gated=config.gated_linear_unit,
+    )
+    return Part(slot="activation", request=wanted)
+
+
+def rotary(request: ArchitectureRequest) -> Part:
+    """The config's rotary position embedding."""
+    config = request.config
+    rotary_dim = int(_head_size(config) * config.rotary_percent)
+    scaling = config.rope_scaling.type if config.rope_scaling else None
+    features = {"interleaved" if config.rotary_interleaved else "half_split"}
+    features |= {scaling} if scaling else set()
+    features |= {"linear"} if config.seq_len_interpolation_factor is not None else set()
+    wanted = RotaryRequest(
+        context=request.context,
+        features=frozenset(features) | _when({"partial": config.rotary_percent < 1}),
+        head_size=_head_size(config),
+        rotary_dim=rotary_dim,
+    )
+    return Part(slot="rotary", request=wanted)
+
+
+def core_attention(request: ArchitectureRequest, layer_number: int, *, cross: bool = False) -> Part:
+    """The core attention of a layer, counted from 1; heads are those of one rank."""
+    config = request.config
+    heads, groups = config.num_attention_heads, _groups(config)
+    ranks = config.tensor_model_parallel_size
+    window = None if cross else config.window_of(layer_number)
+    optional = {
+        "window": window is not None,
+        "softcap": config.attn_logit_softcapping is not None,
+        "sink_off_by_one": config.softmax_type == "off-by-one",
+        "sink_learnable": config.softmax_type == "learnable",
+        "dropout": config.attention_dropout > 0 and request.context.mode == "train",
+        "gqa": groups != heads,
+        "cross": cross,
+        "alibi": config.position_embedding_type == "alibi" and not cross,
+        "bias_grad": config.position_embedding_type == "relative" and not cross,
+    }
+    masks = request.masks - {"causal", "bottom_right", "positions", "prefix"} if cross else request.masks
+    wanted = CoreAttentionRequest(
+        context=request.context,
+        features=frozenset(masks) | _when(optional),
+        num_attention_heads=heads // ranks,
+        num_query_groups=max(1, groups // ranks),
+        head_size=_head_size(config),
+        value_head_size=_head_size(config),
+        window=window,
+        softcap=config.attn_logit_softcapping,
+        dropout=config.attention_dropout,
+    )
+    return Part(slot="core_attention", request=wanted)
+
+
+def bias_dropout_add(request: ArchitectureRequest) -> Part:
+    """The end of a residual branch."""
+    dropout = request.config.hidden_dropout
+    features = _when({"dropout": dropout > 0 and request.context.mode == "train"})
+    wanted = BiasDropoutAddRequest(context=request.context, features=features, dropout=dropout)
+    return Part(slot="bias_dropout_add", request=wanted)
+
+
+def loss(request: ArchitectureRequest, vocab_size: int) -> Part:
+    """Token cross-entropy over ``vocab_size`` ids."""
+    config = request.config
+    optional = {"z_loss": config.z_loss > 0, "tensor_parallel": config.tensor_model_parallel_size > 1}
+    wanted = LossRequest(context=request.context, features=_when(optional), vocab_size=vocab_size, z_loss=config.z_loss)
+    return Part(slot="loss", request=wanted)
+
+
+def mlp(
+    request: ArchitectureRequest,
+    layer_number: int,
+    *,
+    is_expert: bool = False,
+    input_size: int | None = None,
+    ffn_hidden_size: int | None = None,
+) -> Part:
+    """The MLP of a layer, counted from 1."""
+    wanted = MLPRequest(
+        context=request.context,
+        features=_architecture_features(request),
+        config=request.config,
+        masks=request.masks,
+        layer_number=layer_number,
+        is_expert=is_expert,
+        input_size=input_size,
+        ffn_hidden_size=ffn_hidden_size,
+    )
+    return Part(slot="mlp", request=wanted)
+
+
+def self_attention(request: ArchitectureRequest, layer_number: int) -> Part:
+    """The self-attention of a layer, counted from 1."""
+    return _attention(request, layer_number, "self_attention")
+
+
+def cross_attention(request: ArchitectureRequest, layer_number: int) -> Part:
+    """The cross-attention of a layer, counted from 1."""
+    return _attention(request, layer_number, "cross_attention")
+
+
+def layer(request: ArchitectureRequest, layer_number: int, *, cross_attention: bool = False) -> Part:
+    """One layer of a stack, counted from 1."""
+    wanted = LayerRequest(
+        context=request.context,
+        features=_architecture_features(request) | _when({"cross_attention": cross_attention}),
+        config=request.config,
+        masks=request.masks,
+        layer_number=layer_number,
+        cross_attention=cross_attention,
+    )
+    return Part(slot="layer", request=wanted)
+
+
+def _attention(request: ArchitectureRequest, layer_number: int, slot: str) -> Part:
+    wanted = AttentionRequest(
+        context=request.context,
+        features=_architecture_features(request),
+        config=request.config,
+        masks=request.masks,
+        layer_number=layer_number,
+    )
+    return Part(slot=slot, request=wanted)
+
+
+def _when(features: dict[str, bool]) -> frozenset[str]:
+    return frozenset(name for name, is_asked in features.items() if is_asked)
+
+
+def _linear_features(config: TransformerConfig, is_expert: bool) -> frozenset[str]:
+    return _when(
+        {
+            "tensor_parallel": config.tensor_model_parallel_size > 1,
+            "sequence_parallel": config.sequence_parallel,
+            "delay_wgrad": config.delay_wgrad_compute,
+            "expert": is_expert,
+        }
+    )
+
+
+def _architecture_features(request: ArchitectureRequest) -> frozenset[str]:
+    return _when({"tensor_parallel": request.config.tensor_model_parallel_size > 1})
+
+
+def _head_size(config: TransformerConfig) -> int:
+    assert config.kv_channels is not None, "derived when the config is made"
+    return config.kv_channels
+
+
+def _groups(config: TransformerConfig) -> int:
+    assert config.num_query_groups is not None, "derived when the config is made"
+    return config.num_query_groups
