@@ -15,6 +15,7 @@ from torch import nn
 
 from transom.errors import BuildError, SpecError
 from transom.registry.registry import default_registry
+from transom.slots import Request
 from transom.specs.plan import Node, Plan, Use
 from transom.specs.plan import plan as make_plan
 from transom.specs.spec import ModelSpec
@@ -64,7 +65,7 @@ def build(
     device = str(device or the_plan.context.device)
     with torch.device(device), _seeded(seed, device):
         model = _Builder(the_plan.root, tp_group)(the_plan.config, tp_group=tp_group)
-    model.plan = the_plan
+    model.__dict__["plan"] = the_plan
     if the_plan.context.mode == "infer":
         model.eval().requires_grad_(False)
     return model
@@ -103,7 +104,7 @@ class _Builder:
 
     def __init__(self, node: Node, tp_group: torch.distributed.ProcessGroup | None) -> None:
         self.node = node
-        self.build = node.resolution.chosen.load()
+        self.build: Any = node.resolution.chosen.load()
         self.signature = _signature(node.slot)
         self.bound: dict[str, Any] = {}
         if "submodules" in self.signature.parameters:
@@ -140,7 +141,7 @@ class _Builder:
 
     def _check_as_planned(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = self.signature.bind_partial(None, *args, **kwargs).arguments
-        for name in _request_fields(type(self.node.request)) & given.keys():
+        for name in _request_fields(self.node.request) & given.keys():
             planned = getattr(self.node.request, name)
             if given[name] != planned:
                 raise BuildError(
@@ -155,8 +156,7 @@ class _Builder:
         return f"{path} ({self.node.slot}: {chosen.name} of {chosen.distribution} {chosen.version})"
 
 
-@cache
-def _request_fields(request: type) -> frozenset[str]:
+def _request_fields(request: Request) -> frozenset[str]:
     return frozenset(f.name for f in dataclasses.fields(request)) - {"context", "config", "features", "masks"}
 
 

@@ -11,14 +11,11 @@ from transom.transformer import _config_checks as checks
 from transom.transformer.rope_scaling import RopeScaling
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     InitMethod = Callable[[Tensor], Any]
-    Name = str | torch.dtype
 else:
     InitMethod = Any  # a callable has no form in a spec
-    Name = str
 
 __all__ = ["InitMethod", "RopeScaling", "TransformerConfig"]
 
@@ -162,8 +159,8 @@ class TransformerConfig:
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
 
-    init_method: InitMethod = None
-    output_layer_init_method: InitMethod = None
+    init_method: InitMethod | None = None
+    output_layer_init_method: InitMethod | None = None
     init_method_std: float = 0.02
     embedding_init_method_std: float | None = None
     perform_initialization: bool = True
@@ -183,7 +180,7 @@ class TransformerConfig:
     num_layers_in_last_pipeline_stage: int | None = None
     account_for_embedding_in_pipeline_split: bool = False
     account_for_loss_in_pipeline_split: bool = False
-    params_dtype: Name = "float32"
+    params_dtype: str = "float32"
     fp16: bool = False
     bf16: bool = False
     delay_wgrad_compute: bool = False
