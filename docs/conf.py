@@ -2,8 +2,12 @@
 
 project = "Transom"
 author = "The Transom developers"
-extensions = ["myst_parser"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = "Transom"
 exclude_patterns = ["_build"]
+default_role = "literal"
 myst_heading_anchors = 3
+autodoc_typehints = "none"
+# Docstrings name errors by their class alone; they are all on one page.
+nitpick_ignore_regex = [("py:exc", r"\w+Error")]

@@ -1,0 +1,104 @@
+"""The pages and the code agree: every field is described, every command line parses, every spec and card is read."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+from transom import ModelSpec, TransformerConfig, load_spec
+from transom.cli import main as cli_main
+from transom.cli.main import cli
+from transom.registry.card import CardSection, read_card
+from transom.registry.policy import ALLOW, DENY, STRICT
+from transom.specs.train_spec import TrainSpec
+from transom.transformer.rope_scaling import RopeScaling
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def _blocks(language: str) -> list[tuple[str, str]]:
+    return [
+        (str(page.relative_to(ROOT)), found["text"])
+        for page in PAGES
+        for found in BLOCK.finditer(page.read_text(encoding="utf-8"))
+        if found["language"] == language
+    ]
+
+
+def _first_cells(page: str, heading: str) -> list[str]:
+    """Read the first column, in code quotes, of the tables below a heading."""
+    text = (ROOT / page).read_text(encoding="utf-8").split(f"{heading}\n", 1)[1].split("\n## ", 1)[0]
+    return re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "documented", [TransformerConfig, RopeScaling, TrainSpec], ids=lambda documented: documented.__name__
+)
+def test_docstring_that_the_reference_shows_describes_every_field_once(documented):
+    arguments = inspect.getdoc(documented).split("Args:\n", 1)[1].split("\n\n", 1)[0]
+    assert re.findall(r"^    (\w+): ", arguments, re.MULTILINE) == list(inspect.signature(documented).parameters)
+
+
+def _commands() -> list[str]:
+    lines = [line.strip() for _, text in _blocks("") for line in text.splitlines()]
+    return [re.sub(r"\s{2,}\S.*", "", line) for line in lines if line.startswith("transom ") and "VERB" not in line]
+
+
+@pytest.mark.parametrize(
+    ("page", "heading", "fields"),
+    [
+        ("docs/reference/spec.md", "# The spec", ModelSpec.__struct_fields__),
+        ("docs/reference/card.md", "# The card", CardSection.__struct_fields__),
+        ("docs/reference/command-line.md", "## Environment", (ALLOW, DENY, STRICT)),
+    ],
+    ids=["spec", "card", "environment"],
+)
+def test_reference_describes_every_field_once(page, heading, fields):
+    assert sorted(_first_cells(page, heading)) == sorted(fields)
+
+
+def test_reference_describes_every_verb():
+    cells = _first_cells("docs/reference/command-line.md", "## Verbs")
+    assert [cell.split()[0] for cell in cells] == list(cli_main._VERBS)
+
+
+@pytest.mark.parametrize("line", sorted(set(_commands())))
+def test_command_line_in_the_docs_parses(line):
+    name, *args = shlex.split(line)[1:]
+    command = cli.get_command(click.Context(cli), name)
+    parser = command.make_parser(click.Context(command, info_name=name))
+    _, rest, order = parser.parse_args(args)
+    assert not rest
+    assert order
+
+
+@pytest.mark.parametrize(("page", "text"), _blocks("yaml"))
+def test_spec_in_the_docs_is_read(page, text):
+    spec = load_spec(yaml.safe_load(text))
+    assert spec.config.num_layers >= 1
+
+
+@pytest.mark.parametrize(("page", "text"), [block for block in _blocks("toml") if "\ncard = 1" in f"\n{block[1]}"])
+def test_card_in_the_docs_is_read(page, text, tmp_path):
+    (tmp_path / "transom.toml").write_text(text, encoding="utf-8")
+    assert read_card(tmp_path / "transom.toml", distribution=page).sections
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_architecture_page_draws_the_rooms_that_there_are():
+    (house,) = [text for page, text in _blocks("") if "architecture" in page and text.startswith("core/transom/")]
+    package = ROOT / "core" / "transom"
+    rooms = {path.name for path in package.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert set(re.findall(r"^  (\w+)/ ", house, re.MULTILINE)) == rooms
