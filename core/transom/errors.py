@@ -187,10 +187,12 @@ class PolicyError(RegistryError):
 
 
 class PluginImportError(RegistryError):
-    """An implementation could not be imported; the cause is chained."""
+    """An implementation could not be imported; the cause is chained, and `traceback` keeps its text for reports."""
 
     slot: str
     name: str
+    reason: str
+    traceback: str | None
 
 
 class ResolutionError(RegistryError):

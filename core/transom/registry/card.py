@@ -33,6 +33,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from transom.errors import CardError
+from transom.registry.names import near
 
 __all__ = [
     "ANY",
@@ -98,6 +99,17 @@ class CardSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     deterministic: bool = False
     options: str | dict[str, Any] | None = None
     deprecated: Deprecation | None = None
+
+
+_EXAMPLES = {
+    "api": 'major.minor as text: api = "1.0"',
+    "devices": 'a list of device types: devices = ["cpu", "cuda"], or ["any"]',
+    "dtypes": 'a list of torch dtypes: dtypes = ["bfloat16", "float32"], or ["any"]',
+    "modes": 'modes = ["train", "infer"], or one of them',
+    "features": 'a list of the slot\'s features: features = ["causal"]',
+    "min_compute_capability": 'major.minor as text: min_compute_capability = "8.0"',
+    "deprecated": 'a table: deprecated = {message = "...", replacement = "..."}',
+}
 
 
 @dataclass(frozen=True)
@@ -206,10 +218,19 @@ def _section(table: object, path: Path, distribution: str, where: str) -> CardSe
         section = msgspec.convert(table, CardSection)
     except msgspec.ValidationError as error:
         complaint, _, place = str(error).partition(" - at `$")
-        raise _error(path, distribution, f"is wrong: {complaint}", where=where + place.rstrip("`")) from error
+        place, hint = place.rstrip("`"), _field_hint(complaint, place)
+        raise _error(path, distribution, f"is wrong: {complaint}", where=where + place, hint=hint) from error
     for field, complaint in _contradictions(section):
         raise _error(path, distribution, f"is wrong: {complaint}", where=f"{where}.{field}")
     return section
+
+
+def _field_hint(complaint: str, place: str) -> str | None:
+    """Return what a wrong field should have looked like, or which one an unknown field may have meant."""
+    if "unknown field" in complaint:
+        guesses = near(complaint.split("`")[1], CardSection.__struct_fields__)
+        return f"{guesses[0]}?" if guesses else f"the fields are {', '.join(CardSection.__struct_fields__)}"
+    return _EXAMPLES.get(place.strip(".`").partition("[")[0])
 
 
 def _contradictions(section: CardSection) -> Iterator[tuple[str, str]]:

@@ -118,7 +118,8 @@ class Implementation:
         if self.builder is not None:
             return self.builder
         try:
-            return import_object(self.value, slot=self.slot, name=self.name, label=self.label)  # type: ignore[no-any-return]
+            subject = f"{self.slot} {self.label}"
+            return import_object(self.value, subject, slot=self.slot, name=self.name)  # type: ignore[no-any-return]
         except PluginImportError as error:
             return error
 
@@ -153,14 +154,14 @@ class Implementation:
         return builder
 
 
-def import_object(value: str, *, slot: str, name: str, label: str) -> Any:
+def import_object(value: str, subject: str, *, slot: str, name: str) -> Any:
     """Import what an entry point refers to.
 
     Args:
         value: ``"module:attribute"``.
+        subject: what is imported, for the error's text.
         slot: for the error.
         name: for the error.
-        label: name, distribution and version, for the error.
 
     Raises:
         PluginImportError: when anything but `KeyboardInterrupt` was raised.
@@ -172,7 +173,7 @@ def import_object(value: str, *, slot: str, name: str, label: str) -> Any:
         raise
     except BaseException as error:  # SystemExit too: a plugin must not end the program
         raise PluginImportError(
-            f"{slot} {label} cannot be imported: {_brief(error)}",
+            f"{subject} cannot be imported: {_brief(error)}",
             asked_by=value,
             slot=slot,
             name=name,

@@ -199,7 +199,7 @@ class Registry:
 
         installed = tuple(c for c in self.implementations() if c.builder is None)
         failures = tuple(
-            Problem("import", c.distribution, f"{c.slot} {c.name}", failure.what, failure.data["traceback"])
+            Problem("import", c.distribution, f"{c.slot} {c.name}", failure.what, failure.traceback)
             for c in installed
             if (failure := c.failure) is not None
         )
@@ -275,7 +275,7 @@ class Registry:
         if distribution is not None:
             known = normalise(distribution) in map(normalise, self.index.distributions)
             what = f"{distribution} {'registers no' if known else 'is not installed: no'} {slot} named {name!r}."
-        failures = [f"{c.label}: {c.failure.data['reason']}" for c in installed if c.failure is not None]
+        failures = [f"{c.label}: {c.failure.reason}" for c in installed if c.failure is not None]
         unreadable = [str(problem) for problem in self.index.problems if problem.kind in ("metadata", "entry point")]
         return UnknownImplementationError(
             what,
@@ -327,7 +327,7 @@ def _load_slot(entry: Entry) -> Slot:
     refusal = Policy.from_environment().refusal(entry.distribution)
     if refusal is not None:
         raise PolicyError(f"the slot {label} may not be imported: {refusal}.", distribution=entry.distribution)
-    slot = import_object(entry.value, slot="slot", name=entry.name, label=label)
+    slot = import_object(entry.value, f"the slot {label}", slot=entry.name, name=entry.name)
     if isinstance(slot, Slot) and slot.name == entry.name:
         return slot
     found = f"a slot named {slot.name!r}" if isinstance(slot, Slot) else f"of type {type(slot).__name__}, not a Slot"
@@ -335,6 +335,7 @@ def _load_slot(entry: Entry) -> Slot:
         f"the slot {label} is wrong: {entry.value} is {found}.",
         slot=entry.name,
         name=entry.name,
+        reason=f"it is {found}",
         traceback=None,
     )
 

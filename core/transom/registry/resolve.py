@@ -150,7 +150,7 @@ def _try(
 
 def _passed_over(verdict: Verdict) -> str:
     hint = f" To mend it: {verdict.hint}" if verdict.hint else ""
-    return f"{verdict.slot} {verdict.ref} is passed over ({verdict.stage}): {verdict.reason}.{hint}"
+    return f"{verdict.slot} {verdict.ref} is passed over ({verdict.stage}): {verdict.reason.rstrip('.')}.{hint}"
 
 
 def _error(
@@ -159,13 +159,16 @@ def _error(
     """Say why none serves, and which of the others could by what their cards declare."""
     tried = {verdict.ref for verdict in attempt.verdicts}
     able = [
-        other.label
+        other
         for other in registry.implementations(slot.name)
-        if other.ref not in tried and other.card is not None and judge_by_card(other, slot, request, policy).ok
+        if other.ref not in tried
+        and other.card is not None
+        and other.failure is None
+        and judge_by_card(other, slot, request, policy).ok
     ]
-    hints = dict.fromkeys(verdict.hint for verdict in attempt.verdicts if verdict.hint)
+    hints = list(dict.fromkeys(verdict.hint for verdict in attempt.verdicts if verdict.hint))
     if able:
-        hints[f"use {able[0].split()[0]}"] = None
+        hints.append(f"{' or '.join(other.ref for other in able)}, which can serve by what it declares")
     what = f"{slot.name}: none of {', '.join(attempt.asked)} can serve."
     if not attempt.verdicts:
         what = f"{slot.name} has no default, and nothing else was asked for."
@@ -174,7 +177,7 @@ def _error(
     error = ResolutionError(
         what,
         asked_by=asked_by,
-        available=able,
+        available=[other.label for other in able],
         failed=[str(verdict) for verdict in attempt.verdicts],
         hint="\n".join(hints) or f"All: transom list {slot.name}",
         slot=slot.name,

@@ -235,7 +235,7 @@ def _look(distribution: Any) -> tuple[str, _Copy]:
         return normalise(_header(distribution)[0]), _Copy(distribution, str(path or distribution), text.encode())
     stem, dot, kind = path.name.rpartition(".")
     name = stem.partition("-")[0] if dot + kind in _SUFFIXES else _header(distribution)[0]
-    key, location = normalise(name.lstrip("~")), str(path)
+    key, location = normalise(name), str(path)
     try:
         with open(f"{location}/entry_points.txt", "rb") as file:  # noqa: PTH123 - twice as fast, once a distribution
             return key, _Copy(distribution, location, file.read())

@@ -67,7 +67,7 @@ def judge(implementation: Implementation, slot: Slot, request: Request, policy: 
     try:
         builder = implementation.load_for(slot)
     except PluginImportError as error:
-        return _no(implementation, "broken", error.data["reason"], error.hint or "see its traceback: transom doctor")
+        return _no(implementation, "broken", error.reason, error.hint or "see its traceback: transom doctor")
     reasons = _objections(builder, request)
     if reasons:
         return _no(implementation, "supports", "; ".join(reasons), None)
@@ -110,7 +110,7 @@ def _refuse_requires(implementation: Implementation, card: CardSection, slot: Sl
     unmet = unmet_requirements(card.requires)
     if not unmet:
         return None, None
-    missing = " ".join(f"'{requirement}'" for requirement, _ in unmet)
+    missing = " ".join(f"'{requirement.partition(';')[0].strip()}'" for requirement, _ in unmet)
     return f"it requires {', and '.join(complaint for _, complaint in unmet)}", card.install or f"pip install {missing}"
 
 
@@ -172,14 +172,12 @@ def unmet_requirements(requires: tuple[str, ...]) -> tuple[tuple[str, str], ...]
 
 def _complaints(text: str) -> Iterator[str]:
     """Yield what is missing of one requirement, the dependencies of its extras included."""
-    from packaging.requirements import Requirement
-
     pending: list[tuple[str, str]] = [(text, "")]
     seen: set[tuple[str, str]] = set()
     while pending:
         text, extra = pending.pop()
-        requirement = Requirement(text)
-        if (text, extra) in seen or not _applies(requirement, extra):
+        requirement = _parsed(text)
+        if (text, extra) in seen or requirement is None or not _applies(requirement, extra):
             continue
         seen.add((text, extra))
         version = installed_version(requirement.name)
@@ -190,6 +188,16 @@ def _complaints(text: str) -> Iterator[str]:
             yield f"{wanted}, but {version} is installed"
         dependencies = requirements_of(requirement.name) if requirement.extras else ()
         pending += [(each, name) for name in requirement.extras for each in dependencies if "extra" in each]
+
+
+def _parsed(text: str) -> Requirement | None:
+    """Parse a requirement; `None` for one that another distribution's metadata misspell (a card's were validated)."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    try:
+        return Requirement(text)
+    except InvalidRequirement:
+        return None
 
 
 def _applies(requirement: Requirement, extra: str) -> bool:
@@ -205,12 +213,11 @@ def _objections(builder: Any, request: Request) -> tuple[str, ...]:
     try:
         supports = getattr(builder, "supports", None)
         answer: str | Iterable[str] = () if supports is None else supports(request)
-        reasons = (answer,) if isinstance(answer, str) else tuple(map(str, answer))
+        return tuple(str(reason) for reason in ((answer,) if isinstance(answer, str) else answer) if reason)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # an answer that cannot be had is no yes
         return (f"its supports() failed: {type(error).__name__}: {error}",)
-    return reasons
 
 
 def _listed(names: Iterable[str]) -> str:
