@@ -14,13 +14,13 @@ PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 help:
 	@sed -n 's/^#   //p' Makefile
 
-$(BIN)/python:
+$(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Transom needs Python 3.11 or newer; $(PYTHON) is older. Name another: make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
 
 # torch comes first and alone: the pinned version has a CPU build, and what follows is content with it.
-.venv/installed: constraints.txt pyproject.toml $(PLUGINS:%=%/pyproject.toml) | $(BIN)/python
+.venv/installed: constraints.txt pyproject.toml $(PLUGINS:%=%/pyproject.toml) | $(BIN)/pip
 	$(BIN)/python -m pip install --quiet "pip>=25.1"
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e . $(PLUGINS:%=-e %) --group dev
