@@ -71,17 +71,17 @@ class Site:
         importlib.invalidate_caches()
         return info
 
-    def run(self, code: str, **environment: str) -> Any:
+    def run(self, code: str, *arguments: str, **environment: str) -> Any:
         """Run code in a fresh interpreter that sees this directory first; return what it prints last, as JSON."""
-        done = self.run_raw(code, **environment)
+        done = self.run_raw(code, *arguments, **environment)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 
-    def run_raw(self, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run_raw(self, code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run code in a fresh interpreter that sees this directory first."""
         path = os.pathsep.join(filter(None, [str(self.root), os.environ.get("PYTHONPATH", "")]))
         return subprocess.run(
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", code, *arguments],
             env={**os.environ, "PYTHONPATH": path, **environment},
             cwd=self.root.parent,
             capture_output=True,
