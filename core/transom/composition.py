@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -64,7 +64,7 @@ def build(
         the_plan = make_plan(spec, device=device or "cpu", dtype=dtype, mode=mode or "train", use=use, options=options)
     device = str(device or the_plan.context.device)
     with torch.device(device), _seeded(seed, device):
-        model = _Builder(the_plan.root, tp_group)(the_plan.config, tp_group=tp_group)
+        model = _Builder(the_plan.root, {})(the_plan.config, tp_group=tp_group)
     model.__dict__["plan"] = the_plan
     if the_plan.context.mode == "infer":
         model.eval().requires_grad_(False)
@@ -100,15 +100,20 @@ class _Builder:
 
     It checks that the parent asks for what was planned: a plan that tells another story than the model is a bug of the
     parent implementation, and found here rather than in a run.
+
+    Args:
+        node: of the plan.
+        shared: modules of shared slots that this build has already made.
     """
 
-    def __init__(self, node: Node, tp_group: torch.distributed.ProcessGroup | None) -> None:
+    def __init__(self, node: Node, shared: dict[Hashable, nn.Module]) -> None:
         self.node = node
+        self.shared = shared
         self.build: Any = node.resolution.chosen.load()
         self.signature = _signature(node.slot)
         self.bound: dict[str, Any] = {}
         if "submodules" in self.signature.parameters:
-            self.bound["submodules"] = self._submodules(tp_group)
+            self.bound["submodules"] = self._submodules()
         if "request" in self.signature.parameters:
             self.bound["request"] = node.request
         if node.options is not None:
@@ -116,6 +121,14 @@ class _Builder:
 
     def __call__(self, *args: Any, **kwargs: Any) -> nn.Module:
         self._check_as_planned(args, kwargs)
+        if not default_registry().slot(self.node.slot).shared:
+            return self._make(args, kwargs)
+        key = (self.node.slot, self.node.resolution.chosen.ref, self.node.request)
+        if key not in self.shared:
+            self.shared[key] = self._make(args, kwargs)
+        return self.shared[key]
+
+    def _make(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module:
         try:
             module = self.build(*args, **(kwargs | self.bound))
         except Exception as error:
@@ -129,12 +142,12 @@ class _Builder:
             )
         return module
 
-    def _submodules(self, tp_group: torch.distributed.ProcessGroup | None) -> Any:
+    def _submodules(self) -> Any:
         if not self.node.parts:
             declared = getattr(self.build, "Submodules", None)
             return None if declared is None else declared()
         made = {
-            name: [_Builder(n, tp_group) for n in part] if isinstance(part, tuple) else _Builder(part, tp_group)
+            name: [_Builder(n, self.shared) for n in part] if isinstance(part, tuple) else _Builder(part, self.shared)
             for name, part in self.node.parts.items()
         }
         return self.build.Submodules(**made)

@@ -67,4 +67,5 @@ ROTARY = Slot(
         "xpos": "xPos decay of queries and keys (Sun et al. 2022)",
     },
     default="torch_rotary",
+    shared=True,
 )

@@ -26,6 +26,8 @@ class Slot:
         features: what a request of this slot may ask for, each with one line of meaning. A card declares a subset;
             undeclared means unsupported.
         default: the name of core's own implementation, used where a spec names none.
+        shared: its modules hold tables but no parameters or state of a place, so that one serves every place of a model
+            with the same request.
 
     Example:
         >>> from transom.slots import SLOTS
@@ -42,6 +44,7 @@ class Slot:
     interface: type
     features: Mapping[str, str] = field(default_factory=dict)
     default: str | None = None
+    shared: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", MappingProxyType(dict(self.features)))
