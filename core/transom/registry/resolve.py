@@ -94,105 +94,105 @@ def resolve(
     registry = default_registry() if registry is None else registry
     policy = Policy.from_environment() if policy is None else policy
     slot = registry.slot(slot_name, asked_by=asked_by)
-    wanted = parse_chain(asked, asked_by=asked_by)
-    names = _expand(wanted, slot)
-    _warn_of_idle_patterns(registry, policy)
-    verdicts: list[Verdict] = []
-    for name in names:
-        chosen, verdict = _try(registry, slot, name, request, policy, asked_by, is_alone=len(names) == 1)
-        verdicts.append(verdict)
-        if chosen is not None and verdict.ok:
-            if verdict.hint:
-                registry.tell_once(logging.WARNING, verdict.hint)
-            return Resolution(slot.name, wanted, tuple(verdicts), chosen)
-    raise _error(Attempt(slot.name, wanted, tuple(verdicts)), slot, request, registry, policy, asked_by)
+    question = _Question(slot, parse_chain(asked, asked_by=asked_by), request, registry, policy, asked_by)
+    question.warn_of_idle_patterns()
+    return question.answer()
 
 
-def _warn_of_idle_patterns(registry: Registry, policy: Policy) -> None:
-    if (policy.allow or policy.deny) and registry.index.is_complete:
-        for line in policy.idle(registry.index.distributions):
-            registry.tell_once(logging.WARNING, f"{line}.")
+@dataclass(frozen=True)
+class _Question:
+    """Who serves a request: the arguments of one `resolve`."""
 
+    slot: Slot
+    asked: tuple[str, ...]
+    request: Request
+    registry: Registry
+    policy: Policy
+    asked_by: str | None
 
-def _expand(names: tuple[str, ...], slot: Slot) -> tuple[str, ...]:
-    """Put core's order in the place of ``auto``."""
-    expanded = [each for name in names for each in (auto_order(slot) if name == AUTO else (name,))]
-    return tuple(dict.fromkeys(expanded))
+    def answer(self) -> Resolution:
+        """Try the names in order."""
+        expanded = (each for name in self.asked for each in (auto_order(self.slot) if name == AUTO else (name,)))
+        names = tuple(dict.fromkeys(expanded))
+        verdicts: list[Verdict] = []
+        for name in names:
+            chosen, verdict = self._try(name, is_alone=len(names) == 1)
+            verdicts.append(verdict)
+            if chosen is not None:
+                return Resolution(self.slot.name, self.asked, tuple(verdicts), chosen)
+        raise self._error(Attempt(self.slot.name, self.asked, tuple(verdicts)))
 
+    def warn_of_idle_patterns(self) -> None:
+        """Tell of patterns in the policy that match nothing, where everything was looked at."""
+        index = self.registry.index if self.policy.allow or self.policy.deny else None
+        if index is not None and index.is_complete:
+            for line in self.policy.idle(index.distributions):
+                self.registry.tell_once(logging.WARNING, f"{line}.")
 
-def _try(
-    registry: Registry,
-    slot: Slot,
-    name: str,
-    request: Request,
-    policy: Policy,
-    asked_by: str | None,
-    *,
-    is_alone: bool,
-) -> tuple[Implementation | None, Verdict]:
-    """Judge one name; in a chain, a name that nothing has is one more that cannot serve."""
-    try:
-        implementation = registry.get(slot.name, name, asked_by=asked_by)
-    except UnknownImplementationError as error:
-        if is_alone:
-            raise
-        verdict = Verdict(slot.name, name, False, "missing", error.what, error.hint)
-        registry.tell_once(logging.INFO, _passed_over(verdict))
+    def _try(self, name: str, *, is_alone: bool) -> tuple[Implementation | None, Verdict]:
+        """Judge one name; in a chain, a name that nothing has is one more that cannot serve."""
+        try:
+            implementation = self.registry.get(self.slot.name, name, asked_by=self.asked_by)
+        except UnknownImplementationError as error:
+            if is_alone:
+                raise
+            verdict = Verdict(self.slot.name, name, False, "missing", error.what, error.hint)
+        else:
+            verdict = judge(implementation, self.slot, self.request, self.policy)
+            if verdict.ok:
+                self._tell(logging.WARNING, verdict.hint)
+                return implementation, verdict
+            if verdict.stage == "broken" and self.policy.strict and not is_alone:
+                implementation.load_for(self.slot)  # raises what it raised when it was judged
+        if not is_alone:
+            self._tell(logging.WARNING if verdict.stage == "broken" else logging.INFO, _passed_over(verdict))
         return None, verdict
-    verdict = judge(implementation, slot, request, policy)
-    if not verdict.ok and not is_alone:
-        broken = verdict.stage == "broken"
-        if broken and policy.strict:
-            implementation.load_for(slot)
-        registry.tell_once(logging.WARNING if broken else logging.INFO, _passed_over(verdict))
-    return implementation, verdict
+
+    def _tell(self, level: int, message: str | None) -> None:
+        if message is not None:
+            self.registry.tell_once(level, message)
+
+    def _error(self, attempt: Attempt) -> ResolutionError:
+        """Say why none serves, and which of the others could by what their cards declare."""
+        able = self._able(tried={verdict.ref for verdict in attempt.verdicts})
+        hints = list(dict.fromkeys(verdict.hint for verdict in attempt.verdicts if verdict.hint))
+        if able:
+            hints.append(f"{' or '.join(other.ref for other in able)}, which can serve by what its card declares")
+        error = ResolutionError(
+            _what(attempt),
+            asked_by=self.asked_by,
+            available=[other.label for other in able],
+            failed=[str(verdict) for verdict in attempt.verdicts],
+            hint="\n".join(hints) or f"All: transom list {self.slot.name}",
+            slot=self.slot.name,
+            resolution=attempt,
+        )
+        error.__cause__ = self._import_failure(attempt)
+        return error
+
+    def _able(self, tried: set[str]) -> list[Implementation]:
+        """Return who else could serve as far as data tell; what declares nothing is not proposed."""
+        return [
+            other
+            for other in self.registry.implementations(self.slot.name)
+            if other.ref not in tried and other.card is not None and other.failure is None
+            if judge_by_card(other, self.slot, self.request, self.policy).ok
+        ]
+
+    def _import_failure(self, attempt: Attempt) -> PluginImportError | None:
+        """Return what the first broken import raised, to be chained."""
+        broken = next((verdict.ref for verdict in attempt.verdicts if verdict.stage == "broken"), None)
+        return None if broken is None else self.registry.get(self.slot.name, broken).failure
+
+
+def _what(attempt: Attempt) -> str:
+    if not attempt.verdicts:
+        return f"{attempt.slot} has no default, and nothing else was asked for."
+    if len(attempt.asked) == 1:
+        return f"{attempt.slot} {attempt.asked[0]!r} cannot serve."
+    return f"{attempt.slot}: none of {', '.join(attempt.asked)} can serve."
 
 
 def _passed_over(verdict: Verdict) -> str:
     hint = f" To mend it: {verdict.hint}" if verdict.hint else ""
     return f"{verdict.slot} {verdict.ref} is passed over ({verdict.stage}): {verdict.reason.rstrip('.')}.{hint}"
-
-
-def _error(
-    attempt: Attempt, slot: Slot, request: Request, registry: Registry, policy: Policy, asked_by: str | None
-) -> ResolutionError:
-    """Say why none serves, and which of the others could by what their cards declare."""
-    tried = {verdict.ref for verdict in attempt.verdicts}
-    able = [
-        other
-        for other in registry.implementations(slot.name)
-        if other.ref not in tried
-        and other.card is not None
-        and other.failure is None
-        and judge_by_card(other, slot, request, policy).ok
-    ]
-    hints = list(dict.fromkeys(verdict.hint for verdict in attempt.verdicts if verdict.hint))
-    if able:
-        hints.append(f"{' or '.join(other.ref for other in able)}, which can serve by what it declares")
-    what = f"{slot.name}: none of {', '.join(attempt.asked)} can serve."
-    if not attempt.verdicts:
-        what = f"{slot.name} has no default, and nothing else was asked for."
-    elif len(attempt.asked) == 1:
-        what = f"{slot.name} {attempt.asked[0]!r} cannot serve."
-    error = ResolutionError(
-        what,
-        asked_by=asked_by,
-        available=[other.label for other in able],
-        failed=[str(verdict) for verdict in attempt.verdicts],
-        hint="\n".join(hints) or f"All: transom list {slot.name}",
-        slot=slot.name,
-        resolution=attempt,
-    )
-    error.__cause__ = _import_failure(attempt, slot, registry)
-    return error
-
-
-def _import_failure(attempt: Attempt, slot: Slot, registry: Registry) -> PluginImportError | None:
-    """Return what the first broken import raised, to be chained."""
-    for verdict in attempt.verdicts:
-        if verdict.stage == "broken":
-            try:
-                registry.get(slot.name, verdict.ref).load_for(slot)
-            except PluginImportError as error:
-                return error
-    return None

@@ -96,7 +96,7 @@ def test_resolve_raises_when_a_single_name_cannot_serve(registry):
         "  Asked by:   use.norm in tiny.yaml",
         "  Available:  bad (acme-bad 1.0), good (acme-good 1.0)",
         "  Failed:     acme-cuda/cuda: it runs on cuda, not on cpu (hardware)",
-        "  Try:        acme-bad/bad or acme-good/good, which can serve by what it declares",
+        "  Try:        acme-bad/bad or acme-good/good, which can serve by what its card declares",
     ]
     assert caught.value.slot == "norm"
     assert isinstance(caught.value.resolution, Attempt)
