@@ -23,6 +23,7 @@ Window = tuple[int | None, int | None]
 """Token distances ``(left, right)``: query i sees keys i - left ... i + right; `None` = unbounded on that side."""
 
 _T = TypeVar("_T")
+_HIDING_BY_DATA = frozenset({"packed", "padding", "positions", "keep"})
 _WINDOWED = ("bool", "additive", "rows", "block")
 
 
@@ -243,8 +244,8 @@ class AttentionMask:
         Returns:
             bool ``[b or 1, n or 1, s, 1]``; `None` when every query is known to see something.
         """
-        if self.is_plain_causal(window) and s <= t:
-            return None
+        if s <= t and self.features.isdisjoint(_HIDING_BY_DATA):
+            return None  # every query sees at least the key at its own position, to which each distance is 0
         return self._once(("rows", window, device), s, t, self._render_rows)
 
     def as_block_mask(self, s: int, t: int, *, device: torch.device, window: Window | None = None) -> BlockMask | None:
