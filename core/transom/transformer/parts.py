@@ -134,7 +134,7 @@ def activation(request: ArchitectureRequest) -> Part:
 def rotary(request: ArchitectureRequest) -> Part:
     """The config's rotary position embedding."""
     config = request.config
-    rotary_dim = int(_head_size(config) * config.rotary_percent)
+    rotary_dim = int(config.kv_channels * config.rotary_percent)
     scaling = config.rope_scaling.type if config.rope_scaling else None
     features = {"interleaved" if config.rotary_interleaved else "half_split"}
     features |= {scaling} if scaling else set()
@@ -142,7 +142,7 @@ def rotary(request: ArchitectureRequest) -> Part:
     wanted = RotaryRequest(
         context=request.context,
         features=frozenset(features) | _when({"partial": config.rotary_percent < 1}),
-        head_size=_head_size(config),
+        head_size=config.kv_channels,
         rotary_dim=rotary_dim,
     )
     return Part(slot="rotary", request=wanted)
@@ -151,7 +151,7 @@ def rotary(request: ArchitectureRequest) -> Part:
 def core_attention(request: ArchitectureRequest, layer_number: int, *, cross: bool = False) -> Part:
     """The core attention of a layer, counted from 1; heads are those of one rank."""
     config = request.config
-    heads, groups = config.num_attention_heads, _groups(config)
+    heads, groups = config.num_attention_heads, config.num_query_groups
     ranks = config.tensor_model_parallel_size
     window = None if cross else config.window_of(layer_number)
     optional = {
@@ -171,8 +171,8 @@ def core_attention(request: ArchitectureRequest, layer_number: int, *, cross: bo
         features=frozenset(masks) | _when(optional),
         num_attention_heads=heads // ranks,
         num_query_groups=max(1, groups // ranks),
-        head_size=_head_size(config),
-        value_head_size=_head_size(config),
+        head_size=config.kv_channels,
+        value_head_size=config.kv_channels,
         window=window,
         softcap=config.attn_logit_softcapping,
         dropout=config.attention_dropout,
@@ -269,13 +269,3 @@ def _linear_features(config: TransformerConfig, is_expert: bool) -> frozenset[st
 
 def _architecture_features(request: ArchitectureRequest) -> frozenset[str]:
     return _when({"tensor_parallel": request.config.tensor_model_parallel_size > 1})
-
-
-def _head_size(config: TransformerConfig) -> int:
-    assert config.kv_channels is not None, "derived when the config is made"
-    return config.kv_channels
-
-
-def _groups(config: TransformerConfig) -> int:
-    assert config.num_query_groups is not None, "derived when the config is made"
-    return config.num_query_groups

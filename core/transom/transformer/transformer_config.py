@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from transom.transformer import _config_checks as checks
+from transom.transformer.enums import (
+    ActivationName,
+    DtypeName,
+    Normalization,
+    PositionEmbeddingType,
+    RecomputeGranularity,
+    RecomputeMethod,
+    SoftmaxType,
+)
+from transom.transformer.initialization import NormalInit
 from transom.transformer.rope_scaling import RopeScaling
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     InitMethod = Callable[[Tensor], Any]
+    FilledInt = int  # whoever reads a config finds these filled in
+    FilledFloat = float
 else:
     InitMethod = Any  # a callable has no form in a spec
+    FilledInt = int | None
+    FilledFloat = float | None
 
 __all__ = ["InitMethod", "RopeScaling", "TransformerConfig"]
 
-PositionEmbedding = Literal["learned_absolute", "rope", "relative", "alibi", "none"]
+_FOLLOWS: Any = None  # default of a field that follows from others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +42,9 @@ class TransformerConfig:
     """What a transformer computes. Frozen and hashable; making one has no side effects and does not import torch.
 
     Dtypes and activation functions are names (``"bfloat16"``, ``"silu"``); torch's own objects are accepted and become
-    names. Fields that are `None` here and follow from others are filled in: `num_query_groups`, `kv_channels`,
-    `ffn_hidden_size`. Use `replace` rather than `dataclasses.replace` to change a config, so that they follow anew.
+    names. Fields that follow from others where they are not given are filled in: `num_query_groups`, `kv_channels`,
+    `ffn_hidden_size` and the initialisations. Change a config with `replace`, so that they follow anew:
+    `dataclasses.replace` takes what was filled in for given.
 
     Args:
         num_layers: number of layers, L.
@@ -115,13 +131,13 @@ class TransformerConfig:
     num_layers: int
     hidden_size: int
     num_attention_heads: int
-    num_query_groups: int | None = None
-    kv_channels: int | None = None
-    ffn_hidden_size: int | None = None
+    num_query_groups: FilledInt = _FOLLOWS
+    kv_channels: FilledInt = _FOLLOWS
+    ffn_hidden_size: FilledInt = _FOLLOWS
 
     hidden_dropout: float = 0.1
     attention_dropout: float = 0.1
-    normalization: Literal["LayerNorm", "RMSNorm"] = "LayerNorm"
+    normalization: Normalization = "LayerNorm"
     layernorm_epsilon: float = 1e-5
     layernorm_zero_centered_gamma: bool = False
     qk_layernorm: bool = False
@@ -135,14 +151,14 @@ class TransformerConfig:
     add_bias_linear: bool = True
     add_qkv_bias: bool = False
     gated_linear_unit: bool = False
-    activation_func: str = "gelu"
+    activation_func: ActivationName = "gelu"
     glu_linear_offset: float = 0.0
     activation_func_clamp_value: float | None = None
     bias_activation_fusion: bool = False
     use_te_activation_func: bool = False
 
     softmax_scale: float | None = None
-    softmax_type: Literal["vanilla", "off-by-one", "learnable"] = "vanilla"
+    softmax_type: SoftmaxType = "vanilla"
     apply_query_key_layer_scaling: bool = False
     attention_softmax_in_fp32: bool = True
     window_size: tuple[int | None, int | None] | None = None
@@ -150,7 +166,7 @@ class TransformerConfig:
     no_rope_freq: int | tuple[int, ...] | None = None
     attn_logit_softcapping: float | None = None
     attention_output_gate: bool = False
-    position_embedding_type: PositionEmbedding = "learned_absolute"
+    position_embedding_type: PositionEmbeddingType = "learned_absolute"
     rotary_interleaved: bool = False
     rotary_base: float = 10000.0
     rotary_percent: float = 1.0
@@ -159,15 +175,15 @@ class TransformerConfig:
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
 
-    init_method: InitMethod | None = None
-    output_layer_init_method: InitMethod | None = None
+    init_method: InitMethod = _FOLLOWS
+    output_layer_init_method: InitMethod = _FOLLOWS
     init_method_std: float = 0.02
-    embedding_init_method_std: float | None = None
+    embedding_init_method_std: FilledFloat = _FOLLOWS
     perform_initialization: bool = True
     use_cpu_initialization: bool = False
     z_loss: float = 0.0
-    recompute_granularity: Literal["full", "selective"] | None = None
-    recompute_method: Literal["uniform", "block"] | None = None
+    recompute_granularity: RecomputeGranularity | None = None
+    recompute_method: RecomputeMethod | None = None
     recompute_num_layers: int | None = None
     recompute_modules: tuple[str, ...] = ()
 
@@ -180,7 +196,7 @@ class TransformerConfig:
     num_layers_in_last_pipeline_stage: int | None = None
     account_for_embedding_in_pipeline_split: bool = False
     account_for_loss_in_pipeline_split: bool = False
-    params_dtype: str = "float32"
+    params_dtype: DtypeName = "float32"
     fp16: bool = False
     bf16: bool = False
     delay_wgrad_compute: bool = False
@@ -250,6 +266,10 @@ def _derived(config: TransformerConfig) -> dict[str, Any]:
         derived["ffn_hidden_size"] = 4 * hidden
     if config.embedding_init_method_std is None:
         derived["embedding_init_method_std"] = config.init_method_std
+    if config.init_method is None:
+        derived["init_method"] = NormalInit(config.init_method_std)
+    if config.output_layer_init_method is None:
+        derived["output_layer_init_method"] = NormalInit(config.init_method_std / math.sqrt(2 * config.num_layers))
     return derived
 
 

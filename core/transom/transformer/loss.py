@@ -1,0 +1,79 @@
+"""Token cross-entropy from hidden states and the output weight."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from transom.transformer.chunked_loss import chunked_cross_entropy
+
+if TYPE_CHECKING:
+    from transom.slots.loss import Loss, LossBuilder, LossRequest
+    from transom.transformer.transformer_config import TransformerConfig
+
+__all__ = ["CrossEntropy"]
+
+_WHOLE = 2**24
+"""Up to so many logits are made at once: 64 MiB in float32."""
+
+
+@final
+class CrossEntropy(nn.Module):
+    """``logsumexp(logits) - logits[label]`` of every token, with ``logits = hidden @ weight.T + bias``.
+
+    With z-loss, ``z * logsumexp(logits)²`` is added, which keeps the partition function near one. Logits are made in
+    the hidden states' dtype and everything after them in float32 (float64 for float64). Where all tokens' logits
+    together would be large, they are made for a chunk of tokens at a time, and again in the backward pass.
+
+    Args:
+        config: is not read: all that matters is in the request.
+        request: ``ignore_index`` and ``z_loss``.
+
+    Source: z-loss: Chowdhery et al. 2022 (PaLM), section 5.
+
+    Example:
+        >>> from transom import BuildContext, TransformerConfig
+        >>> from transom.slots.loss import LossRequest
+        >>> config = TransformerConfig(num_layers=1, hidden_size=2, num_attention_heads=1)
+        >>> loss = CrossEntropy(config, request=LossRequest(context=BuildContext(), vocab_size=8))
+        >>> loss(torch.zeros(1, 2, 2), torch.randn(8, 2), torch.tensor([[3, -100]]))
+        tensor([[2.0794, 0.0000]])
+    """
+
+    def __init__(self, config: TransformerConfig, *, request: LossRequest) -> None:
+        super().__init__()
+        self.ignore_index = request.ignore_index
+        self.z_loss = request.z_loss
+
+    def forward(self, hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, /) -> Tensor:
+        """Compute each token's loss.
+
+        Args:
+            hidden: ``[b, s, h]``.
+            weight: ``[v, h]``.
+            labels: integer ids ``[b, s]``; those that are ``ignore_index`` cost nothing.
+            bias: ``[v]``, or `None`.
+
+        Returns:
+            ``[b, s]`` in nats, float32 (float64 for float64 hidden states).
+        """
+        if labels.numel() * weight.shape[0] > _WHOLE:
+            chunk = max(1, _WHOLE // weight.shape[0])
+            return chunked_cross_entropy(hidden, weight, labels, bias, self.ignore_index, self.z_loss, chunk)
+        logits = F.linear(hidden, weight, bias).flatten(0, -2)  # [b·s, v]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        losses = F.cross_entropy(logits, labels.flatten(), ignore_index=self.ignore_index, reduction="none")
+        if self.z_loss:
+            penalty = self.z_loss * logits.logsumexp(-1).square()
+            losses = losses + penalty.masked_fill(labels.flatten() == self.ignore_index, 0.0)
+        return losses.view(labels.shape)
+
+
+if TYPE_CHECKING:
+    _builder: LossBuilder = CrossEntropy
+
+    def _is_a_loss(module: CrossEntropy) -> Loss:
+        return module
