@@ -36,12 +36,12 @@ class TorchDotProductAttention(nn.Module):
     and leaves a query without visible keys to the kernel; here it is bottom-right, and such a query yields zeros.
 
     Example:
-        >>> import transom
+        >>> from transom import BuildContext, TransformerConfig
+        >>> from transom.slots.core_attention import CoreAttentionRequest
         >>> request = CoreAttentionRequest(
-        ...     context=transom.BuildContext(),
-        ...     num_attention_heads=4, num_query_groups=2, head_size=8, value_head_size=8,
+        ...     context=BuildContext(), num_attention_heads=4, num_query_groups=2, head_size=8, value_head_size=8
         ... )
-        >>> config = transom.TransformerConfig(num_layers=1, hidden_size=32, num_attention_heads=4)
+        >>> config = TransformerConfig(num_layers=1, hidden_size=32, num_attention_heads=4)
         >>> attention = TorchDotProductAttention(config, request=request, layer_number=1)
         >>> query, key = torch.randn(1, 3, 4, 8), torch.randn(1, 5, 2, 8)
         >>> attention(query, key, key, mask=AttentionMask(causal=True)).shape
