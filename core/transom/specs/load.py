@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import json
-import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -13,10 +11,10 @@ from typing import Any
 
 import msgspec
 
-from transom.errors import ConfigError, SpecError
+from transom.errors import SpecError
+from transom.specs.convert import convert
 from transom.specs.read import Lines, read_text
 from transom.specs.spec import ModelSpec
-from transom.specs.train_spec import TrainSpec
 from transom.transformer.transformer_config import TransformerConfig
 
 __all__ = ["load_spec", "recipe_names"]
@@ -118,50 +116,4 @@ def _convert(data: Any, lines: Lines, source: str, stem: str | None) -> ModelSpe
         raise SpecError(what, asked_by=source, hint="see the packaged tiny-llama", path="", file=source, line=None)
     if stem is not None:
         data = {"name": stem} | data
-    try:
-        spec = msgspec.convert(data, ModelSpec, strict=True)
-    except msgspec.ValidationError as error:
-        raise _explain(error, lines, source) from error.__cause__ or error
-    return spec.with_origin(source, lines)
-
-
-_KNOWN: Mapping[str, tuple[str, ...]] = {
-    "": ModelSpec.__struct_fields__,
-    "config": tuple(f.name for f in dataclasses.fields(TransformerConfig)),
-    "train": TrainSpec.__struct_fields__,
-}
-
-
-def _explain(error: msgspec.ValidationError, lines: Lines, source: str) -> SpecError:
-    text = str(error)
-    found = re.search(r" - at `(?:key in )?\$\.?(.*)`$", text)
-    path = re.sub(r"\[(\d+|\.\.\.)\]", r".\1", found[1]) if found else ""
-    message = text[: found.start()] if found else text
-    available: tuple[str, ...] = ()
-    hint = None
-    unknown = re.search(r"unknown field `(.+)`$", message)
-    if unknown:
-        available = _KNOWN.get(path, ())
-        near = difflib.get_close_matches(unknown[1], available, n=1)
-        hint = f"{near[0]}?" if near else None
-        message = f"no field is named {unknown[1]!r}" + (f" in {path}" if path else "")
-        path = f"{path}.{unknown[1]}".lstrip(".")
-    line = _line(lines, path)
-    where = ", ".join(filter(None, [path, f"line {line}" if line else None, source]))
-    facts: dict[str, Any] = {"path": path, "file": source, "line": line}
-    if isinstance(error.__cause__, ConfigError):
-        cause = error.__cause__
-        facts |= cause.data | {"path": f"config.{cause.data['field']}", "line": _line(lines, f"config.{cause.field}")}
-        where = ", ".join(filter(None, [facts["path"], f"line {facts['line']}" if facts["line"] else None, source]))
-        return ConfigError(cause.what, asked_by=where, available=cause.available, hint=cause.hint, **facts)
-    sentence = (
-        message[:1].lower() + message[1:] if unknown else f"{path or 'the spec'}: {message[:1].lower()}{message[1:]}"
-    )
-    return SpecError(f"{sentence.rstrip('.')}.", asked_by=where, available=available, hint=hint, **facts)
-
-
-def _line(lines: Lines, path: str) -> int | None:
-    parts = tuple(int(p) if p.isdigit() else p for p in path.split(".")) if path else ()
-    while parts and parts not in lines:
-        parts = parts[:-1]
-    return lines.get(parts)
+    return convert(data, ModelSpec, source=source, lines=lines).with_origin(source, lines)

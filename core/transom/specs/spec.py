@@ -15,6 +15,7 @@ from transom.transformer.transformer_config import TransformerConfig
 __all__ = ["ModelSpec"]
 
 Positive = Annotated[int, Meta(ge=1)]
+Name = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=200)]
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, dict=True):
@@ -44,7 +45,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     vocab_size: Positive
     max_sequence_length: Positive
     config: TransformerConfig
-    name: str = "model"
+    name: Name = "model"
     model: str | list[str] = "decoder"
     share_embeddings_and_output_weights: bool = False
     masks: tuple[str, ...] = ()
@@ -60,22 +61,33 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @property
     def source(self) -> str:
         """Where the spec was read from, for messages."""
-        return str(self.__dict__.get("source", f"spec {self.name!r}"))
+        return str(self.__dict__.get("_source", f"spec {self.name!r}"))
 
     def lines(self) -> dict[tuple[str | int, ...], int]:
         """Line of each value in the file it was read from; empty when it was not read from a YAML file."""
-        return dict(self.__dict__.get("lines", {}))
+        return dict(self.__dict__.get("_lines", {}))
 
     def with_origin(self, source: str, lines: dict[tuple[str | int, ...], int]) -> ModelSpec:
         """Return a copy that remembers where it was read from."""
         spec = copy.copy(self)
-        spec.__dict__.update(source=source, lines=lines)
+        spec.__dict__.update(_source=source, _lines=lines)
         return spec
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Structs leave out what is not a field: where the spec was read from, which messages name.
+        fields = {name: getattr(self, name) for name in self.__struct_fields__}
+        return _remade, (type(self), fields, dict(self.__dict__))
 
     def to_dict(self) -> dict[str, Any]:
         """Give the spec as plain data; `load_spec` reads it back."""
         data: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(self, config=_ANY_CONFIG))
         return data | {"config": self.config.to_dict()}
+
+
+def _remade(kind: type[ModelSpec], fields: dict[str, Any], origin: dict[str, Any]) -> ModelSpec:
+    spec = kind(**fields)
+    spec.__dict__.update(origin)
+    return spec
 
 
 _ANY_CONFIG = TransformerConfig(num_layers=1, hidden_size=1, num_attention_heads=1)
