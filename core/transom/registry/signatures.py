@@ -68,6 +68,8 @@ def mismatches(candidate: Signature, contract: Signature, *, keywords: tuple[str
     for position, parameter in enumerate(contract.parameters.values()):
         match, complaint = _match(candidate, position, parameter)
         if match is not None:
+            if match.name in matched:
+                complaint = f"takes `{match.name}` for two arguments"
             matched.add(match.name)
             if complaint is None and match.default is Parameter.empty is not parameter.default:
                 complaint = f"requires `{parameter.name}`, which callers may leave out"
@@ -103,6 +105,11 @@ def _match(candidate: Signature, position: int, parameter: Parameter) -> tuple[P
         return (
             match,
             f"has `{name}` as argument {positional.index(match) + 1}, where callers pass number {position + 1}",
+        )
+    if match is None and swallows and position < len(positional):
+        return (
+            None,
+            f"takes argument number {position + 1} as `{positional[position].name}`, where callers pass `{name}`",
         )
     by_position = match in positional or (match is None and swallows)
     return match, None if by_position else f"does not accept `{name}` by position"

@@ -41,6 +41,8 @@ def _signature(text: str) -> Signature:
         ("a, *, b", "a, *, b=1", ("requires `b`, which callers may leave out",)),
         ("x, y, /", "a, b=1, /", ("requires `b`, which callers may leave out",)),
         ("a, b", "a", ("requires `b`, which callers do not pass",)),
+        ("a=None", "b=None, /, *, a", ("takes `a` for two arguments",)),
+        ("a=None, *args, **kwargs", "b", ("takes argument number 1 as `a`, where callers pass `b`",)),
         ("a, *, b", "a", ("requires `b`, which callers do not pass",)),
     ],
 )  # fmt: skip
