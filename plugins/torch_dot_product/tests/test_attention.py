@@ -1,4 +1,4 @@
-"""TorchDotProductAttention against the formula, element by element in float64, and against core's reference."""
+"""TorchDotProductAttention against its formula, element by element in float64."""
 
 from __future__ import annotations
 
@@ -85,6 +85,8 @@ def may_attend(mask: AttentionMask, window: tuple[int, int] | None, s: int, t: i
             says.append(bool(mask.key_padding[b, j]))
         if mask.keep is not None:
             says.append(bool(mask.keep.expand(B, N, s, t)[b, h, i, j]))
+        if mask.bias is not None:
+            says.append(mask.bias.expand(B, N, s, t)[b, h, i, j].item() > -math.inf)
         allowed[b, h, i, j] = all(says)
     return allowed
 
@@ -107,6 +109,7 @@ def formula(
         if mask.alibi_slopes is not None:
             distance = torch.tensor(query_at)[:, :, None] - torch.tensor(key_at)[:, None, :]
             scores = scores - mask.alibi_slopes[h].double() * distance.abs()
+        scores = torch.where(allowed[:, h], scores, 0.0)
         weights = torch.where(allowed[:, h], (scores - scores.detach().amax(-1, keepdim=True)).exp(), 0.0)
         heads.append((weights / weights.sum(-1, keepdim=True).clamp_min(1e-300)) @ value[:, :, group])
     return torch.stack(heads, dim=2)
@@ -225,6 +228,7 @@ BLIND = {
     "keep": AttentionMask(keep=torch.arange(T)[None, None, :, None].expand(1, 1, T, S) > 1),
     "padding": AttentionMask(causal=True, key_padding=torch.tensor([[True] * S, [False] * S])),
     "bias": AttentionMask(causal=True, bias=torch.randn(1, N, T, S)),
+    "infinite bias": AttentionMask(bias=torch.tensor([-math.inf] * 2 + [0.5] * (T - 2)).expand(1, 1, S, T).mT.clone()),
     "alibi": AttentionMask(causal=True, alibi_slopes=torch.rand(N)),
 }
 

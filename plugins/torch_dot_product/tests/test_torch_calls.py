@@ -104,7 +104,7 @@ def test_attention_hands_over_views_and_does_not_repeat_heads(calls: list[dict[s
     assert calls[1]["enable_gqa"] is False
 
 
-@pytest.mark.parametrize("kind", ["causal", "bias", "alibi"])
+@pytest.mark.parametrize("kind", ["causal", "alibi"])
 def test_attention_lets_layers_share_what_is_drawn(kind: str, calls: list[dict[str, object]]) -> None:
     mask = mask_of(kind, S)
     for _ in range(2):

@@ -12,7 +12,7 @@ from transom import AttentionMask
 
 if TYPE_CHECKING:
     from transom import TransformerConfig
-    from transom.slots.core_attention import CoreAttentionBuilder, CoreAttentionRequest
+    from transom.slots.core_attention import CoreAttention, CoreAttentionBuilder, CoreAttentionRequest
 
 __all__ = ["TorchDotProductAttention"]
 
@@ -139,16 +139,23 @@ def _draw(mask: AttentionMask, s: int, t: int, window: tuple[int | None, int | N
     and its output is struck out: zeros forward, and no gradient goes back through it.
     """
     device, dtype = query.device, query.dtype
+    if mask.bias is not None:  # which may hide keys too, by -inf
+        added = mask.as_additive(s, t, dtype=dtype, device=device, window=window)
+        assert added is not None, "a bias is added"
+        blind = added.detach().isneginf().all(dim=-1, keepdim=True)
+        return _Shown(added.masked_fill(blind, 0.0), blind=blind)
     visible = mask.as_bool(s, t, device=device, window=window)
     seeing = mask.seeing_rows(s, t, device=device, window=window)
-    bias = mask.as_bias(s, t, dtype=dtype, device=device)
+    alibi = mask.as_bias(s, t, dtype=dtype, device=device)
     if visible is None or seeing is None:
-        attend = visible if bias is None else mask.as_additive(s, t, dtype=dtype, device=device, window=window)
-        return _Shown(attend)
+        return _Shown(visible if alibi is None else mask.as_additive(s, t, dtype=dtype, device=device, window=window))
     blind = ~seeing
     opened = visible | blind
-    return _Shown(opened if bias is None else torch.where(opened, bias, float("-inf")), blind=blind)
+    return _Shown(opened if alibi is None else torch.where(opened, alibi, float("-inf")), blind=blind)
 
 
 if TYPE_CHECKING:
     _builder: CoreAttentionBuilder = TorchDotProductAttention
+
+    def _is_a_core_attention(module: TorchDotProductAttention) -> CoreAttention:
+        return module
