@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from transom.transformer import _config_checks as checks
+from transom.transformer import _config_checks, _config_contradictions, _config_errors
 from transom.transformer.enums import (
     ActivationName,
     DtypeName,
@@ -27,10 +27,12 @@ if TYPE_CHECKING:
     InitMethod = Callable[[Tensor], Any]
     FilledInt = int  # whoever reads a config finds these filled in
     FilledFloat = float
+    FilledDtype = DtypeName
 else:
     InitMethod = Any  # a callable has no form in a spec
     FilledInt = int | None
     FilledFloat = float | None
+    FilledDtype = DtypeName | None
 
 __all__ = ["InitMethod", "RopeScaling", "TransformerConfig"]
 
@@ -112,9 +114,9 @@ class TransformerConfig:
         num_layers_in_last_pipeline_stage: where stages are uneven.
         account_for_embedding_in_pipeline_split: the embedding counts as a layer.
         account_for_loss_in_pipeline_split: the loss counts as a layer.
-        params_dtype: of parameters, by torch's name.
-        fp16: activations in float16.
-        bf16: activations in bfloat16.
+        params_dtype: of parameters and activations, by torch's name. `None` = as `fp16` and `bf16` say, else float32.
+        fp16: parameters and activations in float16.
+        bf16: parameters and activations in bfloat16.
         delay_wgrad_compute: linears leave their weight's gradient to ``backward_dw()``.
 
     Raises:
@@ -196,7 +198,7 @@ class TransformerConfig:
     num_layers_in_last_pipeline_stage: int | None = None
     account_for_embedding_in_pipeline_split: bool = False
     account_for_loss_in_pipeline_split: bool = False
-    params_dtype: DtypeName = "float32"
+    params_dtype: FilledDtype = _FOLLOWS
     fp16: bool = False
     bf16: bool = False
     delay_wgrad_compute: bool = False
@@ -205,10 +207,10 @@ class TransformerConfig:
         # What was given, not what follows from it, is what replace() and to_dict() start from.
         given = {name: getattr(self, name) for name, default in _DEFAULTS.items() if getattr(self, name) != default}
         self.__dict__["_given"] = given
-        self.__dict__.update(checks.normalise(self))
-        checks.check_fields(self)
+        self.__dict__.update(_config_checks.normalise(self))
+        _config_checks.check_fields(self)
         self.__dict__.update(_derived(self))
-        checks.check_together(self)
+        _config_contradictions.check_together(self)
 
     def replace(self, **changes: Any) -> TransformerConfig:
         """Return a config with some fields changed; fields that were not given follow from the others anew.
@@ -218,7 +220,7 @@ class TransformerConfig:
         """
         unknown = sorted(changes.keys() - _DEFAULTS.keys())
         if unknown:
-            raise checks.unknown_field(unknown[0], tuple(_DEFAULTS))
+            raise _config_errors.unknown_field(unknown[0], tuple(_DEFAULTS))
         return TransformerConfig(**(self.__dict__["_given"] | changes))
 
     def to_dict(self) -> dict[str, Any]:
@@ -230,7 +232,7 @@ class TransformerConfig:
         given: dict[str, Any] = self.__dict__["_given"]
         for name in ("init_method", "output_layer_init_method"):
             if name in given:
-                raise checks.not_data(name, given[name])
+                raise _config_errors.not_data(name, given[name])
         plain = {name: getattr(self, name) for name in given}
         if self.rope_scaling is not None:
             plain["rope_scaling"] = self.rope_scaling.to_dict()
@@ -261,11 +263,13 @@ def _derived(config: TransformerConfig) -> dict[str, Any]:
     if config.num_query_groups is None:
         derived["num_query_groups"] = heads
     if config.kv_channels is None:
-        derived["kv_channels"] = checks.head_size(hidden, heads)
+        derived["kv_channels"] = _config_contradictions.head_size(hidden, heads)
     if config.ffn_hidden_size is None:
         derived["ffn_hidden_size"] = 4 * hidden
     if config.embedding_init_method_std is None:
         derived["embedding_init_method_std"] = config.init_method_std
+    if config.params_dtype is None:
+        derived["params_dtype"] = "float16" if config.fp16 else "bfloat16" if config.bf16 else "float32"
     if config.init_method is None:
         derived["init_method"] = NormalInit(config.init_method_std)
     if config.output_layer_init_method is None:
