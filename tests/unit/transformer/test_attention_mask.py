@@ -12,7 +12,6 @@ import torch._dynamo.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-
 from transom.errors import MaskError
 from transom.transformer.attention_mask import AttentionMask
 
@@ -385,11 +384,23 @@ REFUSED = {
     "float padding": ({"key_padding": ONES[0, 0]}, "key_padding must be a tensor of bool dtype, not torch.float32."),
     "a list": ({"key_padding": [[True]]}, "key_padding must be a tensor of bool dtype, not list."),
     "padding of rank 1": ({"key_padding": ONES[0, 0, 0].bool()}, r"key_padding must have shape \[b, t\], not \[2\]."),
-    "float segments": ({"query_segments": ONES[0, 0]}, "query_segments must be a tensor of integer dtype, not torch.float32."),
-    "bool segments": ({"query_segments": ONES[0, 0].bool()}, "query_segments must be a tensor of integer dtype, not torch.bool."),
+    "float segments": (
+        {"query_segments": ONES[0, 0]},
+        "query_segments must be a tensor of integer dtype, not torch.float32.",
+    ),
+    "bool segments": (
+        {"query_segments": ONES[0, 0].bool()},
+        "query_segments must be a tensor of integer dtype, not torch.bool.",
+    ),
     "float positions": ({"query_positions": ONES[0, 0, 0]}, "query_positions must be a tensor of integer dtype"),
-    "positions of rank 4": ({"key_positions": ONES.long()}, r"key_positions must have shape \[t\] or \[b, t\], not \[1, 1, 2, 2\]."),
-    "integer slopes": ({"alibi_slopes": torch.ones(2).long()}, "alibi_slopes must be a tensor of floating dtype, not torch.int64."),
+    "positions of rank 4": (
+        {"key_positions": ONES.long()},
+        r"key_positions must have shape \[t\] or \[b, t\], not \[1, 1, 2, 2\].",
+    ),
+    "integer slopes": (
+        {"alibi_slopes": torch.ones(2).long()},
+        "alibi_slopes must be a tensor of floating dtype, not torch.int64.",
+    ),
     "key segments alone": ({"key_segments": ONES[0, 0].long()}, "key_segments are given without query_segments."),
     "prefix without causal": ({"prefix_lengths": torch.tensor([1])}, "prefix_lengths are given without causal"),
     "rows": (
@@ -404,7 +415,7 @@ REFUSED = {
     "window of one": ({"window": (1,)}, r"not \(1,\)."),
     "window of floats": ({"window": (1.0, 0)}, r"not \(1.0, 0\)."),
     "window of bools": ({"window": (True, 0)}, r"not \(True, 0\)."),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("fields", "text"), REFUSED.values(), ids=REFUSED.keys())
@@ -428,11 +439,21 @@ def test_mask_says_where_a_float_keep_belongs_when_refused() -> None:
         ({"keep": ONES.bool()}, 2, 3, "keep is for 2 keys, but there are 3."),
         ({"bias": ONES, "causal": True}, 2, 5, "bias is for 2 keys, but there are 5."),
         ({"key_padding": ONES[0, 0].bool()}, 2, 3, "key_padding is for 2 keys, but there are 3."),
-        ({"query_positions": torch.arange(4), "causal": True}, 3, 3, "query_positions is for 4 queries, but there are 3."),
+        (
+            {"query_positions": torch.arange(4), "causal": True},
+            3,
+            3,
+            "query_positions is for 4 queries, but there are 3.",
+        ),
         ({"key_positions": torch.arange(4)}, 3, 3, "key_positions is for 4 keys, but there are 3."),
-        ({"query_segments": torch.zeros(1, 3).long()}, 3, 5, "query_segments without key_segments are for equal numbers"),
+        (
+            {"query_segments": torch.zeros(1, 3).long()},
+            3,
+            5,
+            "query_segments without key_segments are for equal numbers",
+        ),
     ],
-)  # fmt: skip
+)
 def test_mask_refuses_to_render_when_lengths_differ(fields: dict[str, Any], s: int, t: int, text: str) -> None:
     with pytest.raises(MaskError, match=text):
         AttentionMask(**fields).as_bool(s, t, device=CPU)
@@ -446,16 +467,27 @@ def test_mask_refuses_a_layers_window_when_malformed() -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"cumulative": torch.tensor([0.0, 2.0]), "length": 2}, r"cumulative must be integers \[m \+ 1\], not torch.float32 \[2\]."),
+        (
+            {"cumulative": torch.tensor([0.0, 2.0]), "length": 2},
+            r"cumulative must be integers \[m \+ 1\], not torch.float32 \[2\].",
+        ),
         ({"cumulative": torch.tensor([0]), "length": 2}, r"not torch.int64 \[1\]."),
         ({"cumulative": torch.tensor([[0, 2]]), "length": 2}, r"not torch.int64 \[1, 2\]."),
-        ({"cumulative": torch.tensor([0, 2]), "length": 2, "key_length": 3}, "key_cumulative and key_length come together."),
         (
-            {"cumulative": torch.tensor([0, 2]), "length": 2, "key_cumulative": torch.tensor([0, 1, 3]), "key_length": 3},
+            {"cumulative": torch.tensor([0, 2]), "length": 2, "key_length": 3},
+            "key_cumulative and key_length come together.",
+        ),
+        (
+            {
+                "cumulative": torch.tensor([0, 2]),
+                "length": 2,
+                "key_cumulative": torch.tensor([0, 1, 3]),
+                "key_length": 3,
+            },
             "cumulative tells 1 sequences and key_cumulative 2.",
         ),
     ],
-)  # fmt: skip
+)
 def test_cumulative_lengths_are_refused_when_malformed(arguments: dict[str, Any], text: str) -> None:
     with pytest.raises(MaskError, match=text):
         AttentionMask.from_cumulative_lengths(**arguments)
