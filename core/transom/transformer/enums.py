@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import enum
 from typing import Literal
 
 __all__ = [
     "ActivationName",
+    "AttnMaskType",
     "DtypeName",
     "Normalization",
     "PositionEmbeddingType",
@@ -42,3 +44,13 @@ RopeScalingType = Literal["linear", "llama3", "yarn", "xpos"]
 
 SoftmaxType = Literal["vanilla", "off-by-one", "learnable"]
 """Attention's denominator: plain; plus one; plus the exponential of a learned logit per head."""
+
+
+class AttnMaskType(enum.Enum):
+    """What an attention that stands alone adds to the mask it is given: `causal` and `padding_causal` add causality."""
+
+    padding = 1
+    causal = 2
+    no_mask = 3
+    padding_causal = 4
+    arbitrary = 5
