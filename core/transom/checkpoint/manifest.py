@@ -43,8 +43,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         transom: version of the core that wrote it.
         torch: version of torch.
         step: steps of the optimizer done.
-        spec: of the model, as the user wrote it, with the run's own settings.
-        use: who fills which slot, over the spec's own ``use``.
+        spec: of the run: the user's, with what the call changed.
         lock: who filled every slot of the model that was trained.
         tokenizer: ``"bytes"``, or the name of the checkpoint's file that holds it.
         data: where in the data the run stands.
@@ -57,7 +56,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     torch: str
     step: int
     spec: dict[str, Any]
-    use: dict[str, str | list[str]] = {}
     lock: dict[str, Any]
     tokenizer: str = "bytes"
     data: DataPosition

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 
@@ -11,7 +12,6 @@ from hypothesis import strategies as st
 from transom.training import bigram
 from transom.training.bigram import bigram_loss
 from transom.training.token_sequence import TokenSequence
-import itertools
 
 IDS = st.lists(st.integers(0, 4), min_size=2, max_size=30)
 

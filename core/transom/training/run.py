@@ -1,0 +1,237 @@
+"""A whole run: from a spec to a trained checkpoint, or from where a run stopped to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, final
+
+from torch import nn
+
+from transom.checkpoint.manifest import DataPosition, Manifest
+from transom.checkpoint.store import list_checkpoints, open_checkpoint, prune_checkpoints, save_checkpoint
+from transom.composition import build
+from transom.errors import DataError
+from transom.specs.load import load_spec
+from transom.specs.lock import Lock, read_lock
+from transom.specs.plan import Plan, plan
+from transom.specs.spec import ModelSpec
+from transom.text.tokenizer import Tokenizer, load_tokenizer
+from transom.training.corpus import Split, read_corpus, split_corpus
+from transom.training.loop import TrainingLoop
+from transom.training.loss_curve import draw_loss_curve
+from transom.training.progress import Reporter, SilentReporter
+from transom.training.randomness import seeded_generators
+from transom.training.run_folder import RunFolder
+from transom.training.settings import check_same_run, sequence_length, with_settings
+from transom.training.tensorboard import open_event_files
+from transom.training.trainer import Trainer
+
+__all__ = ["RunResult", "train"]
+
+_TOKENIZER_FILE = "tokenizer.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """How a run ended.
+
+    Args:
+        folder: of the run.
+        checkpoint: the newest.
+        curve: the picture of the loss; `None` when matplotlib is not installed.
+        parameters: numbers that were trained.
+        steps: of the optimizer, done.
+        tokens: trained on, counting repetitions.
+        seconds: of training, without validation and saving; of all its parts together.
+        loss: of the last step; `None` when the metrics were deleted.
+        validation_loss: after the last step.
+        bigram_loss: of a bigram model on the same validation tokens; `None` when the corpus is too large to count.
+    """
+
+    folder: Path
+    checkpoint: Path
+    curve: Path | None
+    parameters: int
+    steps: int
+    tokens: int
+    seconds: float
+    loss: float | None
+    validation_loss: float
+    bigram_loss: float | None
+
+
+def train(
+    spec: str | Path | Mapping[str, Any] | ModelSpec,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    steps: int | None = None,
+    data: str | Sequence[str] | None = None,
+    seed: int | None = None,
+    use: Mapping[str, str | Sequence[str]] | None = None,
+    device: str = "cpu",
+    reporter: Reporter | None = None,
+) -> RunResult:
+    """Train the model of a spec as its ``train`` section says.
+
+    Args:
+        spec: as for `transom.load_spec`.
+        out: folder of the run, which must be empty or absent unless `resume`; `None` = ``runs/NAME``.
+        resume: go on from the newest checkpoint in the folder, under the spec that lies there. On one CPU, with the
+            same versions and number of threads, the run ends as if it had never stopped, bit for bit.
+        steps: in place of ``train.steps``; `None` = unchanged, as for the following.
+        data: in place of ``train.data``.
+        seed: in place of ``train.seed``; a resumed run cannot change it.
+        use: entries over the spec's ``use``.
+        device: where to train.
+        reporter: is told how it goes; `None` = nobody.
+
+    Returns:
+        how it ended.
+
+    Raises:
+        TransomError: something is wrong with spec, data, folder or checkpoint; nothing was written.
+        OutputError: the disk is full or refuses; the last checkpoint is untouched.
+        KeyboardInterrupt: it was asked to stop; what was done is saved.
+    """
+    reporter = reporter or SilentReporter()
+    given = load_spec(spec)
+    folder = RunFolder(Path("runs") / given.name if out is None else Path(out))
+    if resume:
+        given = _own_spec(folder, given, seed, reporter)
+    else:
+        folder.check_free()
+    prepared = _prepare(with_settings(given, steps=steps, data=data, seed=seed, use=use), device)
+    with folder.alone(), seeded_generators(prepared.spec.train.seed):
+        if not resume:
+            folder.check_free()
+        return _Run(prepared, folder, reporter, device).finish()
+
+
+def _own_spec(folder: RunFolder, given: ModelSpec, seed: int | None, reporter: Reporter) -> ModelSpec:
+    folder.check_resumable()
+    own = load_spec(folder.spec)
+    for line in check_same_run(own, given, seed=seed, source=str(folder.spec)):
+        reporter.note(f"resuming: {line}")
+    return own
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Everything that can be found wrong before anything is written."""
+
+    spec: ModelSpec
+    plan: Plan
+    lock: Lock
+    tokenizer: Tokenizer
+    split: Split
+    length: int
+
+
+def _prepare(spec: ModelSpec, device: str) -> _Prepared:
+    made = plan(spec, device=device)
+    length = sequence_length(spec)
+    settings = spec.train
+    tokenizer = load_tokenizer(settings.tokenizer)
+    tokens = read_corpus(settings.sources, tokenizer, vocab_size=spec.vocab_size, token_dtype=settings.token_dtype)
+    split = split_corpus(tokens, settings.validation_fraction, length)
+    return _Prepared(spec, made, Lock.from_plan(made), tokenizer, split, length)
+
+
+@final
+class _Run:
+    """The part of a run in which there is a model, and things are written."""
+
+    def __init__(self, prepared: _Prepared, folder: RunFolder, reporter: Reporter, device: str) -> None:
+        self.spec, self.lock, self.tokenizer = prepared.spec, prepared.lock, prepared.tokenizer
+        self.folder, self.reporter = folder, reporter
+        self.fingerprint = prepared.split.train.fingerprint()
+        self.model: nn.Module = build(prepared.plan, seed=self.spec.train.seed, device=device)
+        self.trainer = Trainer(
+            self.model, self.spec.train, prepared.split, sequence_length=prepared.length, device=device
+        )
+        self.bigram = self.trainer.bigram_loss(self.spec.vocab_size)
+        self._restore(prepared.plan)
+
+    def finish(self) -> RunResult:
+        """Train to the end."""
+        self.folder.begin(self.spec, self.lock)
+        self.folder.metrics.rewind(self.trainer.step)
+        self.reporter.start(self.spec.name, self.trainer.step, self.spec.train.steps)
+        if self.bigram is not None:
+            self.reporter.note(f"validation loss of a bigram model: {self.bigram:.4f}")
+        events = open_event_files(self.folder.events, step=self.trainer.step)
+        try:
+            TrainingLoop(self.trainer, self.folder, self._save, self.reporter, events).run()
+        except KeyboardInterrupt:
+            self._draw()
+            raise
+        finally:
+            self.reporter.stop()
+            if events:
+                events.close()
+        return self._result(self._draw())
+
+    def _restore(self, plan: Plan) -> None:
+        if not list_checkpoints(self.folder.checkpoints):
+            return
+        checkpoint = open_checkpoint(self.folder.checkpoints)
+        position = checkpoint.manifest.data
+        if position.fingerprint != self.fingerprint:
+            raise DataError(
+                "the data is not what the run was trained on.",
+                asked_by="train.data",
+                hint="the data as it was, or a new run with --out",
+                expected=position.fingerprint,
+                found=self.fingerprint,
+            )
+        checkpoint.load_training(self.model, self.trainer.optimizer)
+        self.trainer.step = checkpoint.manifest.step
+        for line in read_lock(checkpoint.manifest.lock).differences(plan):
+            self.reporter.note(f"resuming: {line}")
+
+    def _save(self) -> Path:
+        tokenizer = self.tokenizer.file
+        manifest = Manifest(
+            transom=version("transom"),
+            torch=version("torch"),
+            step=self.trainer.step,
+            spec=self.spec.to_dict(),
+            lock=self.lock.to_dict(),
+            tokenizer=_TOKENIZER_FILE if tokenizer else "bytes",
+            data=DataPosition(
+                seed=self.spec.train.seed,
+                sequences=self.trainer.step * self.trainer.sequences_per_step,
+                fingerprint=self.fingerprint,
+            ),
+        )
+        files = {_TOKENIZER_FILE: tokenizer.read_bytes()} if tokenizer else {}
+        made = save_checkpoint(self.folder.checkpoints, manifest, self.model, self.trainer.optimizer, files)
+        prune_checkpoints(self.folder.checkpoints, self.spec.train.keep_checkpoints)
+        return made
+
+    def _draw(self) -> bool:
+        rows = self.folder.metrics.rows()
+        drawn = draw_loss_curve(rows, self.folder.curve, title=self.spec.name, bigram=self.bigram)
+        if not drawn:
+            self.reporter.note("no loss curve: matplotlib is not installed (pip install 'transom[plot]')")
+        return drawn
+
+    def _result(self, drawn: bool) -> RunResult:
+        rows = self.folder.metrics.rows()
+        last = rows[-1] if rows else {}
+        return RunResult(
+            folder=self.folder.path,
+            checkpoint=list_checkpoints(self.folder.checkpoints)[-1],
+            curve=self.folder.curve if drawn else None,
+            parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            steps=self.trainer.step,
+            tokens=self.trainer.step * self.trainer.tokens_per_step,
+            seconds=float(last.get("seconds", 0.0)),
+            loss=last.get("loss"),
+            validation_loss=last["validation_loss"] if "validation_loss" in last else self.trainer.validate(),
+            bigram_loss=self.bigram,
+        )

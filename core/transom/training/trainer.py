@@ -1,0 +1,120 @@
+"""The steps of training: forward, backward, clip, update; and the validation loss."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, final
+
+import torch
+from torch import Tensor, nn
+
+from transom.training.bigram import bigram_loss
+from transom.training.optimizer import make_optimizer
+from transom.training.sampler import Batch, SequenceSampler, validation_batches
+from transom.training.schedule import learning_rate
+
+if TYPE_CHECKING:
+    from transom.specs.train_spec import TrainSpec
+    from transom.training.corpus import Split
+
+__all__ = ["StepResult", "Trainer"]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step of the optimizer was like, before its update.
+
+    Args:
+        loss: mean over the step's tokens, nats; a scalar on the model's device.
+        gradient_norm: of all gradients together, before clipping; a scalar on the model's device.
+        learning_rate: of the step.
+    """
+
+    loss: Tensor
+    gradient_norm: Tensor
+    learning_rate: float
+
+
+@final
+class Trainer:
+    """Trains a model on a corpus. Its whole state is the model's, the optimizer's, the random generators' and `step`.
+
+    Args:
+        model: ``model(tokens, labels=labels)`` gives each token's loss, as the slot ``model`` says.
+        settings: the spec's ``train`` section.
+        split: training and validation tokens.
+        sequence_length: s, tokens of a sequence.
+        device: where the model is.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: TrainSpec,
+        split: Split,
+        *,
+        sequence_length: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.model, self.settings, self.split = model, settings, split
+        self.device = torch.device(device)
+        self.optimizer = make_optimizer(model, settings)
+        self.sampler = SequenceSampler(split.train, sequence_length, settings.batch_size, settings.seed)
+        self.step = 0
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one step of the optimizer sees."""
+        return self.sequences_per_step * self.sampler.length
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Sequences that one step of the optimizer sees."""
+        return self.settings.batch_size * self.settings.accumulate
+
+    def train_step(self) -> StepResult:
+        """Do one step of the optimizer."""
+        self.model.train()
+        rate = learning_rate(self.step, self.settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = self._accumulate_gradients()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip or math.inf)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        return StepResult(loss, norm, rate)
+
+    def validate(self) -> float:
+        """Measure the mean loss of the validation sequences, in nats, without dropout."""
+        self.model.eval()
+        with torch.no_grad():
+            losses = [self._losses(batch).flatten() for batch in self._validation_batches()]
+        return float(torch.cat(losses).double().mean())
+
+    def bigram_loss(self, vocab_size: int) -> float | None:
+        """Measure what a bigram model loses on the sequences of `validate`; `None` when the corpus is too large."""
+        return bigram_loss(self.split.train, self._validation_batches(), vocab_size)
+
+    def _accumulate_gradients(self) -> Tensor:
+        total = torch.zeros((), device=self.device)
+        for i in range(self.settings.accumulate):
+            batch = self.sampler.batch(self.step * self.settings.accumulate + i)
+            loss = self._losses(batch).mean() / self.settings.accumulate
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total
+
+    def _losses(self, batch: Batch) -> Tensor:
+        tokens, labels = (part.to(self.device, non_blocking=True) for part in batch)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+            losses: Tensor = self.model(tokens, labels=labels)
+        return losses
+
+    def _validation_batches(self) -> list[Batch]:
+        settings = self.settings
+        batches = validation_batches(
+            self.split.validation, self.sampler.length, settings.batch_size, settings.eval_batches
+        )
+        return list(batches)

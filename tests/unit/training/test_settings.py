@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import msgspec
+import pytest
+import transom
+from transom.errors import CheckpointError, SpecError
+from transom.training.settings import check_same_run, sequence_length, with_settings
+
+
+@pytest.fixture
+def spec(toy_spec):
+    return transom.load_spec(toy_spec())
+
+
+def test_settings_take_the_place_of_the_specs_own(spec):
+    changed = with_settings(spec, steps=7, data=["a", "b"], seed=5, use={"norm": "x | y", "linear": ["u", "v"]})
+    assert (changed.train.steps, changed.train.data, changed.train.seed) == (7, ("a", "b"), 5)
+    assert changed.use == {"norm": "x | y", "linear": ["u", "v"]}
+    assert changed.train.batch_size == spec.train.batch_size
+    assert changed.source == "the mapping with the call's arguments"
+
+
+def test_settings_add_to_use_and_replace_equal_entries(spec):
+    spec = msgspec.structs.replace(spec, use={"norm": "a", "loss": "b"})
+    assert with_settings(spec, use={"norm": "c"}).use == {"norm": "c", "loss": "b"}
+
+
+def test_settings_leave_a_spec_alone_when_none_are_given(spec):
+    assert with_settings(spec) is spec
+
+
+def test_settings_refuse_what_the_spec_would_refuse(spec):
+    with pytest.raises(SpecError, match="train: steps is 0; it must be 1 or more") as caught:
+        with_settings(spec, steps=0)
+    assert caught.value.path == "train"
+
+
+def test_sequence_length_is_the_models_unless_given(spec):
+    assert sequence_length(spec) == 8
+    assert sequence_length(transom.load_spec(spec.to_dict() | {"train": {"sequence_length": 5}})) == 5
+
+
+def test_sequence_length_beyond_the_models_is_refused(spec):
+    long = transom.load_spec(spec.to_dict() | {"train": {"sequence_length": 9}})
+    with pytest.raises(
+        SpecError, match=r"train.sequence_length is 9; the model's sequences have at most 8 tokens"
+    ) as caught:
+        sequence_length(long)
+    assert caught.value.path == "train.sequence_length"
+    assert caught.value.hint == "max_sequence_length: 9, or a shorter train.sequence_length"
+
+
+def test_same_run_is_silent_when_nothing_differs(spec, toy_spec):
+    assert check_same_run(spec, transom.load_spec(toy_spec()), source="f") == []
+    assert check_same_run(spec, spec, seed=spec.train.seed, source="f") == []
+
+
+def test_same_run_tells_what_the_run_keeps(spec, toy_spec):
+    other = transom.load_spec(toy_spec(steps=99, seed=4) | {"use": {"model": "toy"}})
+    assert check_same_run(spec, other, source="f") == [
+        "train.seed is 0 in the run, not 4",
+        "train.steps is 12 in the run, not 99",
+        "use is {} in the run, not {'model': 'toy'}",
+    ]
+
+
+def test_same_run_refuses_what_would_compute_something_else_and_lists_it(spec, toy_spec):
+    data = toy_spec(learning_rate=0.5, steps=99) | {"vocab_size": 256}
+    data["config"] = data["config"] | {"hidden_size": 16, "normalization": "RMSNorm"}
+    with pytest.raises(CheckpointError, match="the run is of another spec: 4 differences") as caught:
+        check_same_run(spec, transom.load_spec(data), source="run/spec.json")
+    assert caught.value.differences == (
+        "config.hidden_size is 8 in the run, not 16",
+        "config.normalization is 'LayerNorm' in the run, not 'RMSNorm'",
+        "train.learning_rate is 0.01 in the run, not 0.5",
+        "vocab_size is 128 in the run, not 256",
+    )
+    assert "Asked by:   run/spec.json" in str(caught.value)
+
+
+def test_same_run_refuses_another_seed_when_it_is_asked_for(spec):
+    with pytest.raises(CheckpointError, match="1 difference") as caught:
+        check_same_run(spec, spec, seed=5, source="f")
+    assert caught.value.differences == ("train.seed is 0 in the run, not 5",)
