@@ -16,6 +16,7 @@
     │   └── ResolutionError           no asked implementation can serve the request
     ├── PlanMismatchError             a lock, a checkpoint or another rank chose otherwise
     ├── BuildError                    a built part breaks its slot's contract
+    ├── InputError                    a model was called with what does not fit it
     ├── MaskError                     an attention mask that cannot be what was meant
     ├── CacheError                    a key/value cache: capacity, positions, state
     ├── CheckpointError               a checkpoint is missing, damaged or of another model
@@ -46,6 +47,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DuplicateNameError",
+    "InputError",
     "MaskError",
     "OutputError",
     "ParallelError",
@@ -212,6 +214,10 @@ class BuildError(TransomError):
     """An implementation was built and breaks its slot's contract; `path` says which node."""
 
     path: str
+
+
+class InputError(TransomError):
+    """A model was called with tokens, positions or labels that do not fit it."""
 
 
 class MaskError(TransomError):
