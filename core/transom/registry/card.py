@@ -43,6 +43,7 @@ __all__ = [
     "CardSection",
     "Deprecation",
     "card_schema",
+    "find_beside",
     "find_card",
     "read_card",
 ]
@@ -132,6 +133,11 @@ def find_card(module: str) -> Path | None:
         >>> find_card("transom.transformer.linear").name
         'transom.toml'
     """
+    return find_beside(module, FILE_NAME)
+
+
+def find_beside(module: str, name: str) -> Path | None:
+    """Return the file of a name beside the ``__init__`` of a module's top-level package, as for `find_card`."""
     top, *rest = module.split(".")
     try:
         spec = find_spec(top)
@@ -140,8 +146,8 @@ def find_card(module: str) -> Path | None:
     if spec is None or spec.submodule_search_locations is None:
         return None
     for directory in _package_directories(spec, rest):
-        if (directory / FILE_NAME).is_file():
-            return directory / FILE_NAME
+        if (directory / name).is_file():
+            return directory / name
     return None
 
 

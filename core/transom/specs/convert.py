@@ -19,6 +19,8 @@ __all__ = ["convert"]
 T = TypeVar("T")
 Path = tuple[str | int, ...]
 
+_GAP = -1  # stands in a path for a key that msgspec does not tell
+
 
 def convert(data: Any, kind: type[T], *, source: str, lines: Lines | None = None, under: str = "") -> T:
     """Make an object of plain data.
@@ -43,7 +45,7 @@ def convert(data: Any, kind: type[T], *, source: str, lines: Lines | None = None
         5
     """
     place = _Place(source, lines or {}, under)
-    shape = _shape(kind)
+    shape = _shape(kind)  # type: ignore[arg-type]  # a type variable's bound is not known to be hashable
     for path, known in _unknown(data, shape, ()):
         raise _unknown_field(path, known, place)
     try:
@@ -168,21 +170,21 @@ def _explain(error: msgspec.ValidationError, data: Any, kind: type, place: _Plac
 
 
 def _split(error: msgspec.ValidationError) -> tuple[str, Path]:
-    """Take msgspec's text apart: the message, and the path with ``"..."`` where it does not tell a mapping's key."""
+    """Take msgspec's text apart: the message, and the path with a gap where it does not tell a mapping's key."""
     text = str(error)
     found = re.search(r" - at `(?:key in )?\$(\S*)`$", text)
     if found is None:
         return text.rstrip("."), ()
     steps = re.findall(r"\.(\w+)|\[(\d+)\]|\[(\.\.\.)\]", found[1])
-    path = tuple(int(index) if index else name or gap for name, index, gap in steps)
+    path = tuple(_GAP if gap else name or int(index) for name, index, gap in steps)
     return text[: found.start()].rstrip("."), path
 
 
 def _without_gaps(path: Path, message: str, data: Any, kind: type) -> Path:
     """Find the key of a mapping that msgspec complained about: the first that alone gives the same complaint."""
-    if "..." not in path:
+    if _GAP not in path:
         return path
-    gap = path.index("...")
+    gap = path.index(_GAP)
     for key in _get(data, path[:gap]):
         try:
             msgspec.convert(_alone(data, path[:gap], key), kind, strict=True)

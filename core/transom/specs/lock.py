@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
 
 from transom.errors import PlanMismatchError, SpecError
-from transom.slots import SLOTS, ArchitectureRequest, Request
+from transom.registry.implementation import REGISTERED
+from transom.registry.names import AUTO, split_reference
+from transom.registry.registry import Registry, default_registry
+from transom.registry.scan import index_of
+from transom.registry.verdict import Stage
+from transom.slots import ArchitectureRequest, Request
+from transom.specs.convert import convert
+from transom.specs.read import read_text
 
 if TYPE_CHECKING:
-    from transom.specs.plan import Node, Plan
+    from transom.specs.node import Node
+    from transom.specs.plan import Plan
 
-__all__ = ["Lock", "LockedNode", "LockedRefusal", "read_lock"]
+__all__ = ["Lock", "LockedNode", "LockedRefusal", "Mode", "check_mode", "lock_node", "read_lock"]
 
 Mode = Literal["exact", "compatible", "free"]
+
+_SHOWN = 20  # differences in an error's text; its attribute holds all
+_MAX_ITEMS = 10_000_000
+_MAX_TEXT = 200_000_000
 
 
 class LockedRefusal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An implementation that was tried first and could not serve."""
 
     ref: str
-    stage: str
+    stage: Stage
     reason: str
 
 
@@ -42,16 +56,18 @@ class LockedNode(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     refused: list[LockedRefusal] = []
 
 
-class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A plan's resolutions, comparable with another plan.
+class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A plan's resolutions, comparable with another plan, and enough to make the same plan elsewhere.
 
     Args:
         lock: version of this format.
+        name: of the model.
         transom: version of the core that made it.
         torch: version of torch.
         device: device type.
         dtype: of parameters.
         mode: ``"train"`` or ``"infer"``.
+        sources: distributions that bundles and slots came from, with their versions.
         nodes: one entry a node of the plan, the outer first.
 
     Example:
@@ -61,13 +77,21 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         []
     """
 
-    lock: Literal[1] = 1
+    lock: Literal[1]
+    name: str = "model"
     transom: str
     torch: str
     device: str
     dtype: str
     mode: str
+    sources: dict[str, str] = {}
     nodes: list[LockedNode]
+
+    def __post_init__(self) -> None:
+        paths = [node.path for node in self.nodes]
+        if len(set(paths)) < len(paths):
+            twice = next(path for path in paths if paths.count(path) > 1)
+            raise ValueError(f"nodes: {twice!r} stands twice")
 
     @staticmethod
     def from_plan(plan: Plan) -> Lock:
@@ -75,12 +99,15 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         from importlib.metadata import version
 
         return Lock(
+            lock=1,
+            name=plan.spec.name,
             transom=version("transom"),
             torch=version("torch"),
             device=plan.context.device,
             dtype=plan.context.dtype,
             mode=plan.context.mode,
-            nodes=[_locked(node) for node in plan.nodes()],
+            sources=dict(plan.sources),
+            nodes=[lock_node(node) for node in plan.nodes()],
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,28 +115,51 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         data: dict[str, Any] = msgspec.to_builtins(self)
         return data
 
+    @property
+    def distributions(self) -> tuple[str, ...]:
+        """Every distribution that the plan draws on, sorted."""
+        chosen = {split_reference(node.chosen)[0] or REGISTERED for node in self.nodes}
+        return tuple(sorted(chosen | self.sources.keys()))
+
+    def registry(self) -> Registry:
+        """Give a registry of the lock's distributions alone: no other is looked at.
+
+        Where the program registered something itself, that is this process's registry.
+        """
+        return default_registry() if REGISTERED in self.distributions else Registry(index_of(self.distributions))
+
     def differences(self, plan: Plan, mode: Mode = "compatible") -> list[str]:
         """Say where a plan departs from the lock.
 
         Args:
             plan: the plan to compare.
-            mode: ``"exact"``: the same implementation from the same version of the same distribution everywhere;
-                ``"compatible"``: the same implementation, under the same major slot contract; ``"free"``: anything.
+            mode: ``"exact"``: the same implementation from the same version of the same distribution everywhere, asked
+                for alike, under the same torch; ``"compatible"``: the same implementation, one that the spec asks for,
+                under the same major slot contract and with the same options; ``"free"``: anything.
 
         Returns:
-            one line a difference; empty when the plan agrees.
+            one line a difference, in the order of the model; empty when the plan agrees.
+
+        Raises:
+            SpecError: there is no such mode.
         """
+        check_mode(mode)
         if mode == "free":
             return []
-        theirs = {node.path: node for node in self.nodes}
-        ours = {node.path: _locked(node) for node in plan.nodes()}
-        lines = [f"{path or 'the model'}: locked, but not in this plan" for path in theirs.keys() - ours.keys()]
-        lines += [f"{path or 'the model'}: in this plan, but not locked" for path in ours.keys() - theirs.keys()]
-        for path in theirs.keys() & ours.keys():
-            lines += [f"{path or 'the model'}: {line}" for line in _compare(theirs[path], ours[path], mode)]
-        return sorted(lines)
+        now = {node.path: lock_node(node) for node in plan.nodes()}
+        then = {node.path: node for node in self.nodes}
+        lines = [] if mode != "exact" else list(_differing_facts(self, Lock.from_plan(plan)))
+        for path in dict.fromkeys([*then, *now]):
+            place = path or "the model"
+            if path not in now:
+                lines.append(f"{place}: locked, but not in this plan")
+            elif path not in then:
+                lines.append(f"{place}: in this plan, but not locked")
+            else:
+                lines += [f"{place}: {line}" for line in _compare(then[path], now[path], mode)]
+        return lines
 
-    def check(self, plan: Plan, mode: Mode = "compatible") -> None:
+    def check(self, plan: Plan, mode: Mode = "compatible", *, asked_by: str | None = None) -> None:
         """Refuse a plan that departs from the lock.
 
         Raises:
@@ -117,37 +167,58 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """
         found = self.differences(plan, mode)
         if found:
+            more = [f"... and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
             raise PlanMismatchError(
                 f"the plan departs from its lock in {len(found)} place{'s' if len(found) > 1 else ''} ({mode}).",
-                failed=found[:20] + ([f"... and {len(found) - 20} more"] if len(found) > 20 else []),
+                asked_by=asked_by,
+                failed=found[:_SHOWN] + more,
                 hint="install what the lock names, lock anew, or compare less strictly (compatible, free)",
                 differences=tuple(found),
             )
 
 
-def read_lock(source: str | Path | dict[str, Any]) -> Lock:
-    """Read a lock from a JSON file or from plain data.
+def check_mode(mode: str) -> None:
+    """Refuse a mode that there is not.
+
+    Raises:
+        SpecError: with the modes that there are.
+    """
+    if mode not in get_args(Mode):
+        near = difflib.get_close_matches(str(mode), get_args(Mode), n=1)
+        raise SpecError(
+            f"no lock mode is named {mode!r}.",
+            available=get_args(Mode),
+            hint=f"{near[0]}?" if near else None,
+            path="lock_mode",
+            file=None,
+            line=None,
+        )
+
+
+def read_lock(source: str | Path | dict[str, Any] | Lock) -> Lock:
+    """Read a lock from a JSON file or from plain data; a `Lock` is returned as it is.
 
     Raises:
         SpecError: no such file, or not a lock.
     """
-    name = source if isinstance(source, str | Path) else "the mapping"
+    if isinstance(source, Lock):
+        return source
+    if isinstance(source, dict):
+        return convert(source, Lock, source="the lock")
+    path = Path(source)
     try:
-        if isinstance(source, dict):
-            return msgspec.convert(source, Lock, strict=True)
-        return msgspec.json.decode(Path(source).read_bytes(), type=Lock, strict=True)
-    except OSError as error:
-        raise SpecError(
-            f"cannot read lock {str(name)!r}: {error.strerror}.", path="", file=str(name), line=None
-        ) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        what = f"{str(name)!r} is not a lock: {str(error)[:1].lower()}{str(error)[1:]}."
-        raise SpecError(what, hint="make one with Lock.from_plan", path="", file=str(name), line=None) from error
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        what = f"cannot read lock {str(source)!r}: {reason}."
+        raise SpecError(what, hint="transom lock SPEC makes one", path="", file=str(source), line=None) from error
+    data, lines = read_text(text, "json", file=path.name, max_items=_MAX_ITEMS, max_text=_MAX_TEXT)
+    return convert(data, Lock, source=path.name, lines=lines)
 
 
-def _locked(node: Node) -> LockedNode:
+def lock_node(node: Node) -> LockedNode:
+    """Give a node of a plan as it is locked."""
     chosen = node.resolution.chosen
-    api = SLOTS[node.slot].api if node.slot in SLOTS else (1, 0)
     return LockedNode(
         path=node.path,
         slot=node.slot,
@@ -156,11 +227,9 @@ def _locked(node: Node) -> LockedNode:
         chosen=chosen.ref,
         version=chosen.version,
         entry_point=chosen.value,
-        api=f"{api[0]}.{api[1]}",
+        api=f"{node.api[0]}.{node.api[1]}",
         options={} if node.options is None else msgspec.to_builtins(node.options),
-        refused=[
-            LockedRefusal(ref=v.ref, stage=v.stage, reason=v.reason) for v in node.resolution.verdicts if not v.ok
-        ],
+        refused=[LockedRefusal(ref=v.ref, stage=v.stage, reason=v.reason) for v in node.resolution.refused],
     )
 
 
@@ -171,18 +240,39 @@ def _request_data(request: Request) -> dict[str, Any]:
     return {k: sorted(v) if isinstance(v, frozenset) else msgspec.to_builtins(v) for k, v in data.items()}
 
 
-def _compare(locked: LockedNode, now: LockedNode, mode: Mode) -> list[str]:
-    lines = []
-    if locked.slot != now.slot:
-        lines.append(f"slot {locked.slot} was locked, now {now.slot}")
-    if locked.chosen != now.chosen:
-        lines.append(f"{locked.chosen} was locked, now {now.chosen}")
-    elif mode == "exact" and (locked.version, locked.entry_point) != (now.version, now.entry_point):
-        lines.append(f"{locked.chosen} {locked.version} was locked, now {now.version}")
-    if locked.api.split(".")[0] != now.api.split(".")[0]:
-        lines.append(f"slot contract {locked.api} was locked, now {now.api}")
-    if locked.options != now.options:
-        lines.append(f"options {locked.options} were locked, now {now.options}")
-    if mode == "exact" and locked.request != now.request:
-        lines.append("the request is not the same")
-    return lines
+def _differing_facts(then: Lock, now: Lock) -> Iterator[str]:
+    for name in ("torch", "device", "dtype", "mode"):
+        if getattr(then, name) != getattr(now, name):
+            yield f"{name} {getattr(then, name)} was locked, now {getattr(now, name)}"
+    for distribution in sorted(then.sources.keys() | now.sources.keys()):
+        versions = [lock.sources.get(distribution, "none") for lock in (then, now)]
+        if versions[0] != versions[1]:
+            yield f"{distribution} {versions[0]} was locked, now {versions[1]}"
+
+
+def _compare(then: LockedNode, now: LockedNode, mode: Mode) -> Iterator[str]:
+    if then.slot != now.slot:
+        yield f"slot {then.slot} was locked, now {now.slot}"
+    if then.chosen != now.chosen:
+        yield f"{then.chosen} was locked, now {now.chosen}"
+    elif mode == "exact" and (then.version, then.entry_point) != (now.version, now.entry_point):
+        yield f"{then.chosen} {then.version} ({then.entry_point}) was locked, now {now.version} ({now.entry_point})"
+    elif not _is_asked(now) or (mode == "exact" and then.asked != now.asked):
+        yield f"{then.chosen} was locked for {' | '.join(then.asked)}, now {' | '.join(now.asked)} is asked for"
+    if then.api.split(".")[0] != now.api.split(".")[0]:
+        yield f"slot contract {then.api} was locked, now {now.api}"
+    if then.options != now.options:
+        yield f"options {then.options} were locked, now {now.options}"
+    if mode == "exact" and then.request != now.request:
+        yield f"another request was locked: {', '.join(_differing_fields(then.request, now.request))}"
+
+
+def _is_asked(node: LockedNode) -> bool:
+    """Whether the names that are asked for lead to the chosen one."""
+    return any(name in (AUTO, node.chosen, split_reference(node.chosen)[1]) for name in node.asked)
+
+
+def _differing_fields(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    for name in dict.fromkeys([*then, *now]):
+        if then.get(name) != now.get(name):
+            yield f"{name} {then.get(name)} was locked, now {now.get(name)}"

@@ -34,13 +34,17 @@ _CONSTANTS = {"": None, "~": None, "null": None, "Null": None, "NULL": None} | {
 }
 
 
-def read_text(text: str, kind: str, *, file: str | None = None) -> tuple[Any, Lines]:
+def read_text(
+    text: str, kind: str, *, file: str | None = None, max_items: int = MAX_ITEMS, max_text: int = MAX_TEXT
+) -> tuple[Any, Lines]:
     """Parse a spec's text.
 
     Args:
         text: the file's contents.
         kind: ``"yaml"``, ``"toml"`` or ``"json"``.
         file: name for errors.
+        max_items: most values.
+        max_text: most characters.
 
     Returns:
         the data, and the line of each value (YAML only; the other parsers do not tell).
@@ -48,14 +52,14 @@ def read_text(text: str, kind: str, *, file: str | None = None) -> tuple[Any, Li
     Raises:
         SpecError: not well formed, or something that a spec may not hold.
     """
-    if len(text) > MAX_TEXT:
-        _refuse(f"the spec has {len(text)} characters; at most {MAX_TEXT} are read.", file)
+    if len(text) > max_text:
+        _refuse(f"the spec has {len(text)} characters; at most {max_text} are read.", file)
     readers = {"yaml": _read_yaml, "toml": _read_toml, "json": _read_json}
     try:
         data, lines = readers[kind](text, file)
     except RecursionError:
         _refuse(f"the spec is nested deeper than {MAX_DEPTH} levels.", file)
-    _check_plain(data, lines, file)
+    _check_plain(data, lines, file, max_items)
     return data, lines
 
 
@@ -188,7 +192,7 @@ class _YamlReader:
         return float(text) if _FLOAT.fullmatch(text) and len(text) <= 400 else text
 
 
-def _check_plain(data: Any, lines: Mapping[tuple[str | int, ...], int], file: str | None) -> None:
+def _check_plain(data: Any, lines: Mapping[tuple[str | int, ...], int], file: str | None, max_items: int) -> None:
     stack: list[tuple[tuple[str | int, ...], Any]] = [((), data)]
     count = 0
     while stack:
@@ -196,8 +200,8 @@ def _check_plain(data: Any, lines: Mapping[tuple[str | int, ...], int], file: st
         count += 1
         if len(path) > MAX_DEPTH:
             _refuse(f"the spec is nested deeper than {MAX_DEPTH} levels.", file, lines.get(path[:1]), _dotted(path[:3]))
-        if count > MAX_ITEMS:
-            _refuse(f"the spec holds more than {MAX_ITEMS} values.", file)
+        if count > max_items:
+            _refuse(f"the spec holds more than {max_items} values.", file)
         if isinstance(value, dict):
             for key in value:
                 if not isinstance(key, str):

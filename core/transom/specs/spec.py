@@ -30,6 +30,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         share_embeddings_and_output_weights: the output layer's weight is the embedding table.
         masks: kinds of attention mask that callers will pass, beside causal: ``padding``, ``packed``, ``keep`` ...;
             an implementation that cannot serve one of them is refused when the plan is made.
+        bundle: presets of `use`, `options` and hooks that plugins publish, by name, the later over the earlier; the
+            spec's own entries win over all of them.
         use: who fills each slot: a slot's name, ``linear`` or a path glob (``layers.*.mlp``) to a name or a chain
             ``a | b``, tried in order. The most specific entry wins.
         options: typed options of implementations, by path glob or slot.
@@ -49,6 +51,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     model: str | list[str] = "decoder"
     share_embeddings_and_output_weights: bool = False
     masks: tuple[str, ...] = ()
+    bundle: str | list[str] = []
     use: dict[str, str | list[str]] = {}
     options: dict[str, dict[str, Any]] = {}
     train: TrainSpec = msgspec.field(default_factory=TrainSpec)

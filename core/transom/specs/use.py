@@ -27,6 +27,7 @@ class Rule(Generic[T]):
         value: what the entry says.
         where: where it was written, for messages.
         layer: 0 for the spec's entries, 1 for those of a call or a command line, which win at equal specificity.
+        tier: 0 for all of these; negative for a preset's, over which they win however specific it is.
     """
 
     pattern: str
@@ -34,12 +35,18 @@ class Rule(Generic[T]):
     where: str
     layer: int
     slots: tuple[str, ...]
+    tier: int = 0
 
     def matches(self, path: str, slot: str) -> bool:
         """Whether the entry speaks of the node at ``path`` in ``slot``."""
         if self.slots:
             return slot in self.slots
         return self._regex.fullmatch(path) is not None
+
+    @property
+    def is_unknown_word(self) -> bool:
+        """Whether it can only have been meant for a slot, and there is none of this name."""
+        return not self.slots and self.pattern.isidentifier()
 
     @cached_property
     def _regex(self) -> re.Pattern[str]:
@@ -50,13 +57,13 @@ class Rule(Generic[T]):
         return re.compile(text)
 
     @property
-    def specificity(self) -> tuple[int, int, int]:
+    def specificity(self) -> tuple[int, int, int, int]:
         """How narrow it is: exact paths over globs, globs with more literal components first, paths over slots."""
         if self.slots:
-            return (0, 0 if self.pattern in SLOT_ALIASES else 1, self.layer)
+            return (self.tier, 0, 0 if self.pattern in SLOT_ALIASES else 1, self.layer)
         components = self.pattern.split(".")
         literal = sum("*" not in c and "?" not in c and "[" not in c for c in components)
-        return (2 if literal == len(components) else 1, literal, self.layer)
+        return (self.tier, 2 if literal == len(components) else 1, literal, self.layer)
 
 
 def _component(glob: str) -> str:
@@ -70,15 +77,25 @@ class Rules(Generic[T]):
         kind: ``"use"`` or ``"options"``, for messages.
         layers: for each layer, its entries and where they were written.
         slots: the known slots' names.
+        presets: likewise for each bundle, the later over the earlier. They may speak of places that a model lacks.
     """
 
-    def __init__(self, kind: str, layers: Sequence[tuple[Mapping[str, T], str]], slots: Iterable[str]) -> None:
+    def __init__(
+        self,
+        kind: str,
+        layers: Sequence[tuple[Mapping[str, T], str]],
+        slots: Iterable[str],
+        *,
+        presets: Sequence[tuple[Mapping[str, T], str]] = (),
+    ) -> None:
         self.kind = kind
         self.known = tuple(slots)
         known = set(self.known)
+        ranked = [(i - len(presets), 0, *preset) for i, preset in enumerate(presets)]
+        ranked += [(0, i, *layer) for i, layer in enumerate(layers)]
         self.rules = [
-            Rule(pattern, value, f"{kind}.{pattern} in {where}", layer, _slots(pattern, known))
-            for layer, (entries, where) in enumerate(layers)
+            Rule(pattern, value, f"{kind}.{pattern} in {where}", layer, _slots(pattern, known), tier)
+            for tier, layer, entries, where in ranked
             for pattern, value in entries.items()
         ]
         self.matched: set[int] = set()
@@ -89,7 +106,7 @@ class Rules(Generic[T]):
         Raises:
             SpecError: two equally specific entries say different things.
         """
-        found: list[tuple[tuple[int, int, int], int]] = []
+        found: list[tuple[tuple[int, int, int, int], int]] = []
         for i, rule in enumerate(self.rules):
             if rule.matches(path, slot):
                 self.matched.add(i)
@@ -121,12 +138,12 @@ class Rules(Generic[T]):
             UnknownSlotError: the entry is a single word and no slot's name.
         """
         for i, rule in enumerate(self.rules):
-            if i in self.matched:
+            if i in self.matched or (rule.tier < 0 and not rule.is_unknown_word):
                 continue
             self._explain_unmatched(rule, [path for path, _ in nodes if path], sorted({slot for _, slot in nodes}))
 
     def _explain_unmatched(self, rule: Rule[T], paths: Sequence[str], slots: Sequence[str]) -> NoReturn:
-        if not rule.slots and rule.pattern.isidentifier():
+        if rule.is_unknown_word:
             known = [*self.known, *SLOT_ALIASES]
             near = difflib.get_close_matches(rule.pattern, [*known, *paths], n=1)
             raise UnknownSlotError(

@@ -68,6 +68,7 @@ def test_convert_reads_what_fits(data):
         ({"inner": {"size": 1, "kind": "od"}}, "inner.kind", "inner.kind: invalid enum value 'od'."),
         ({"by_name": {"a": {"size": 1}, "b": {}}}, "by_name.b.size", "by_name.b.size is missing."),
         ({"by_name": {"a": {"size": 1}, "b": 3}}, "by_name.b", "by_name.b: expected `object`, got `int`."),
+        ({"by_name": {"...": 3}}, "by_name....", "by_name....: expected `object`, got `int`."),
         ({"several": [{"size": 1}, 2]}, "several.1", "several.1: expected `object`, got `int`."),
         ({"shape": {"type": "Oval"}}, "shape.type", "shape.type: invalid value 'Oval'."),
         ({"count": 0}, "count", "count is 0; it must be 1 or more."),

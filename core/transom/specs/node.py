@@ -1,0 +1,69 @@
+"""One place of a model and who fills it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from transom.registry.resolve import Resolution
+from transom.slots import Request
+
+__all__ = ["Node"]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One place of a model and who fills it.
+
+    Args:
+        path: of the module in the model; empty for the model itself.
+        slot: the slot it belongs to.
+        request: what it must serve.
+        asked_by: which entry of the spec named the implementation.
+        resolution: the chosen implementation, and the verdict of every one tried.
+        options: the implementation's own typed options, validated; `None` when it takes none or got none.
+        parts: the places inside it, by name; a sequence where the place is a list.
+        api: version of the slot's contract, (major, minor).
+    """
+
+    path: str
+    slot: str
+    request: Request
+    asked_by: str
+    resolution: Resolution
+    options: Any = None
+    parts: Mapping[str, Node | tuple[Node, ...]] = field(default_factory=dict)
+    api: tuple[int, int] = (1, 0)
+
+    def nodes(self) -> Iterator[Node]:
+        """This node and all below it, the outer first."""
+        yield self
+        for child in self.children():
+            yield from child.nodes()
+
+    def children(self) -> Iterator[Node]:
+        """The nodes directly below this one."""
+        for part in self.parts.values():
+            yield from part if isinstance(part, tuple) else (part,)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the node as plain data, with every refusal and without its parts."""
+        chosen = self.resolution.chosen
+        return {
+            "path": self.path,
+            "slot": self.slot,
+            "asked": list(self.resolution.asked),
+            "asked_by": self.asked_by,
+            "chosen": chosen.ref,
+            "distribution": chosen.distribution,
+            "version": chosen.version,
+            "entry_point": chosen.value,
+            "features": sorted(self.request.features),
+            "options": None if self.options is None else msgspec.to_builtins(self.options),
+            "refused": [
+                {"ref": v.ref, "stage": v.stage, "reason": v.reason, "hint": v.hint} for v in self.resolution.refused
+            ],
+        }

@@ -1,0 +1,200 @@
+"""The walk from a spec to a tree of nodes: each implementation says what is inside it, `use` says who fills it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from transom.errors import PluginImportError, SpecError
+from transom.registry.policy import Policy
+from transom.registry.registry import Registry, default_registry
+from transom.registry.resolve import Resolution, parse_chain, resolve
+from transom.registry.verdict import Verdict
+from transom.slots import SLOTS, Part, Request
+from transom.specs.bundle import Bundle, load_bundles
+from transom.specs.convert import convert
+from transom.specs.node import Node
+from transom.specs.spec import ModelSpec
+from transom.specs.use import Rules
+
+if TYPE_CHECKING:
+    from transom.specs.lock import Lock, LockedNode
+
+__all__ = ["Planner", "Use"]
+
+Use = Mapping[str, str | Sequence[str]]
+Options = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass
+class Planner:
+    """Resolves the places of one spec.
+
+    Args:
+        spec: what the user wrote.
+        use: entries of the call, which win over the spec's at equal specificity.
+        options: likewise.
+        registry: where names are looked up.
+        lock: whose choices are taken where it has a place; `None` = the spec alone decides.
+    """
+
+    spec: ModelSpec
+    use: Use
+    options: Options
+    registry: Registry
+    lock: Lock | None = None
+    bundles: tuple[Bundle, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        spec, given = self.spec, "the call's arguments"
+        self._policy = Policy.from_environment()
+        self.bundles = load_bundles(spec.bundle, self.registry, self._policy, asked_by=f"bundle in {spec.source}")
+        self._use: Rules[tuple[str, ...]] = Rules(
+            "use",
+            [(_chains(spec.use, spec.source), spec.source), (_chains(self.use, given), given)],
+            self.registry.slots,
+            presets=[(_chains(bundle.data.use, bundle.label), bundle.label) for bundle in self.bundles],
+        )
+        self._options: Rules[Mapping[str, Any]] = Rules(
+            "options",
+            [(spec.options, spec.source), (self.options, given)],
+            self.registry.slots,
+            presets=[(bundle.data.options, bundle.label) for bundle in self.bundles],
+        )
+        self._locked = {} if self.lock is None else {(node.path, node.slot): node for node in self.lock.nodes}
+        self._known: dict[tuple[str, tuple[str, ...], Request], Resolution] = {}
+
+    def tree(self, part: Part) -> Node:
+        """Resolve a place and everything below it.
+
+        Raises:
+            SpecError: an entry matches nothing or contradicts another, or an option is wrong.
+            ResolutionError: nobody can serve a place.
+        """
+        root = self._node("", part)
+        places = [(node.path, node.slot) for node in root.nodes()]
+        self._use.check_all_matched(places)
+        self._options.check_all_matched(places)
+        return root
+
+    def sources(self, root: Node) -> dict[str, str]:
+        """Distributions beside those of the chosen that were drawn on, with versions: of bundles and of slots."""
+        found = {bundle.distribution: bundle.version for bundle in self.bundles}
+        for slot in {node.slot for node in root.nodes()} - SLOTS.keys():
+            found |= {entry.distribution: entry.version for entry in self.registry.table.slots.get(slot, ())}
+        return dict(sorted(found.items()))
+
+    def _node(self, path: str, part: Part) -> Node:
+        asked, asked_by = self._asked(path, part.slot)
+        resolution = self._resolution(path, part, asked, asked_by)
+        builder = resolution.chosen.load()
+        return Node(
+            path=path,
+            slot=part.slot,
+            request=part.request,
+            asked_by=asked_by,
+            resolution=resolution,
+            options=self._typed_options(path, part.slot, builder, resolution.chosen.ref),
+            parts=self._parts(path, builder, part.request),
+            api=self.registry.slot(part.slot).api,
+        )
+
+    def _asked(self, path: str, slot: str) -> tuple[tuple[str, ...], str]:
+        rule = self._use.find(path, slot)
+        if rule is not None:
+            return rule.value, rule.where
+        if slot == "model":
+            return parse_chain(self.spec.model), f"model in {self.spec.source}"
+        default = self.registry.slot(slot).default
+        if default is None:
+            raise SpecError(
+                f"the spec names nobody for {path} and slot {slot} has no default.",
+                asked_by=self.spec.source,
+                available=[i.ref for i in self.registry.implementations(slot)],
+                hint=f"use: {{{slot}: NAME}}",
+                path=f"use.{slot}",
+                file=self.spec.source,
+                line=None,
+            )
+        return (default,), f"the default of slot {slot}"
+
+    def _resolution(self, path: str, part: Part, asked: tuple[str, ...], asked_by: str) -> Resolution:
+        locked = self._locked.get((path, part.slot))
+        if locked is not None:
+            return _as_locked(locked, asked, self._resolve(part, (locked.chosen,), f"the lock, at {path or 'model'}"))
+        if self.lock is not None:
+            # Not in the lock, which the comparison will tell; until then anything that is installed may stand here.
+            return resolve(part.slot, asked, part.request, asked_by=asked_by, registry=default_registry())
+        return self._resolve(part, asked, asked_by)
+
+    def _resolve(self, part: Part, names: tuple[str, ...], asked_by: str) -> Resolution:
+        key = (part.slot, names, part.request)
+        if key not in self._known:
+            self._known[key] = resolve(
+                part.slot, names, part.request, asked_by=asked_by, registry=self.registry, policy=self._policy
+            )
+        return self._known[key]
+
+    def _parts(self, path: str, builder: Any, request: Request) -> dict[str, Node | tuple[Node, ...]]:
+        declare = getattr(builder, "parts", None)
+        if declare is None:
+            return {}
+        found: dict[str, Node | tuple[Node, ...]] = {}
+        for name, part in declare(request).items():
+            if isinstance(part, Part):
+                found[name] = self._node(_join(path, part.path or name), part)
+            else:
+                found[name] = tuple(self._node(_join(path, f"{name}.{i}"), p) for i, p in enumerate(part))
+        return found
+
+    def _typed_options(self, path: str, slot: str, builder: Any, ref: str) -> Any:
+        rule = self._options.find(path, slot)
+        if rule is None:
+            return None
+        declared = getattr(builder, "Options", None)
+        if declared is None:
+            raise SpecError(
+                f"{ref} takes no options.",
+                asked_by=rule.where,
+                hint="remove the entry, or name an implementation that does",
+                path=f"options.{rule.pattern}",
+                file=self.spec.source,
+                line=None,
+            )
+        try:
+            if not (dataclasses.is_dataclass(declared) or issubclass(declared, msgspec.Struct)):
+                raise TypeError(f"{declared.__name__} is neither a dataclass nor a msgspec.Struct")
+            return convert(dict(rule.value), declared, source=self.spec.source, under=f"options.{rule.pattern}")
+        except SpecError as error:
+            what = f"options of {ref}: {error.what}"
+            raise SpecError(
+                what, asked_by=rule.where, available=error.available, hint=error.hint, **error.data
+            ) from error
+        except TypeError as error:  # a class that msgspec cannot make of data
+            raise PluginImportError(
+                f"the options of {ref} cannot be read: {error}.",
+                asked_by=rule.where,
+                hint="report it to its authors",
+                slot=slot,
+                name=ref,
+                reason=str(error),
+                traceback=None,
+            ) from error
+
+
+def _as_locked(locked: LockedNode, asked: tuple[str, ...], found: Resolution) -> Resolution:
+    """Give the lock's choice with what the spec asks for now, and the refusals that led to the choice."""
+    refused = tuple(Verdict(locked.slot, old.ref, False, old.stage, old.reason) for old in locked.refused)
+    return Resolution(found.slot, asked, (*refused, *found.verdicts), found.chosen)
+
+
+def _chains(use: Use, where: str) -> dict[str, tuple[str, ...]]:
+    return {pattern: parse_chain(value, asked_by=f"use.{pattern} in {where}") for pattern, value in use.items()}
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
