@@ -54,8 +54,24 @@ def builder_of(part: Part, others: dict[str, Any] | None = None) -> Callable[...
 
 
 @pytest.fixture
-def make_config() -> Callable[..., TransformerConfig]:
-    """Give a function that makes a small config without dropout."""
+def make_config():
+    """Make a config of a small model, with some fields changed."""
+
+    def make(**changes: Any) -> TransformerConfig:
+        return TransformerConfig(**({"num_layers": 2, "hidden_size": 8, "num_attention_heads": 2} | changes))
+
+    return make
+
+
+@pytest.fixture
+def megatron_case():
+    """Load a case that was measured on megatron-core, by its name."""
+    return lambda name: torch.load(DATA / "megatron" / f"{name}.pt", weights_only=True)
+
+
+@pytest.fixture
+def small_config() -> Callable[..., TransformerConfig]:
+    """Give a function that makes a small config without dropout, wide enough for several heads."""
 
     def make(**fields: Any) -> TransformerConfig:
         small = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4}

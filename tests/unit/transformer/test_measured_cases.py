@@ -22,9 +22,9 @@ def close(got: Tensor, expected: Tensor, tolerance: float) -> None:
     torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
 
 
-def config_of(case: dict[str, Any], make_config: Any, **fields: Any) -> Any:
+def config_of(case: dict[str, Any], small_config: Any, **fields: Any) -> Any:
     known = {k: v for k, v in case["meta"]["config"].items() if k in ("num_layers", "num_query_groups")}
-    return make_config(**known, **fields)
+    return small_config(**known, **fields)
 
 
 def check_gradients(case: dict[str, Any], module: Any, total: Tensor, inputs: dict[str, Tensor]) -> None:
@@ -38,12 +38,12 @@ def check_gradients(case: dict[str, Any], module: Any, total: Tensor, inputs: di
             close(inputs[key].grad, batch_first(expected), 1e-4)
 
 
-def test_core_attention_agrees_when_causal(case: Any, make_config: Any) -> None:
+def test_core_attention_agrees_when_causal(case: Any, small_config: Any) -> None:
     data = case("megatron/core_dpa_mha")
     request = CoreAttentionRequest(
         context=BuildContext(), num_attention_heads=4, num_query_groups=4, head_size=8, value_head_size=8
     )
-    attention = DotProductAttention(config_of(data, make_config), request=request, layer_number=1)
+    attention = DotProductAttention(config_of(data, small_config), request=request, layer_number=1)
     inputs = {name: batch_first(x).requires_grad_() for name, x in data["inputs"].items()}
     output = attention(*inputs.values(), mask=AttentionMask(causal=True)).flatten(2)
     close(output, batch_first(data["outputs"]["output"]), 1e-5)
@@ -55,10 +55,10 @@ def test_core_attention_agrees_when_causal(case: Any, make_config: Any) -> None:
     [("selfattn_mha_causal_none", {}), ("selfattn_gqa2_rope", {"position_embedding_type": "rope"})],
 )
 def test_self_attention_agrees_when_causal(
-    name: str, fields: dict[str, Any], case: Any, make_config: Any, build: Any
+    name: str, fields: dict[str, Any], case: Any, small_config: Any, build: Any
 ) -> None:
     data = case(f"megatron/{name}")
-    attention = build("self_attention", config_of(data, make_config, **fields))
+    attention = build("self_attention", config_of(data, small_config, **fields))
     attention.load_state_dict(data["state_dict"])
     inputs = {"hidden_states": batch_first(data["inputs"]["hidden_states"]).requires_grad_()}
     output, bias = attention(inputs["hidden_states"], mask=AttentionMask(causal=True))
@@ -67,18 +67,20 @@ def test_self_attention_agrees_when_causal(
     check_gradients(data, attention, output + bias, inputs)
 
 
-def test_self_attention_is_causal_without_a_mask_when_its_type_says_so(case: Any, make_config: Any, build: Any) -> None:
+def test_self_attention_is_causal_without_a_mask_when_its_type_says_so(
+    case: Any, small_config: Any, build: Any
+) -> None:
     data = case("megatron/selfattn_mha_causal_none")
-    attention = build("self_attention", config_of(data, make_config))
+    attention = build("self_attention", config_of(data, small_config))
     attention.load_state_dict(data["state_dict"])
     attention.is_causal = True
     output, _ = attention(batch_first(data["inputs"]["hidden_states"]))
     close(output, batch_first(data["outputs"]["output"]), 1e-5)
 
 
-def test_cross_attention_agrees_when_lengths_differ(case: Any, make_config: Any, build: Any) -> None:
+def test_cross_attention_agrees_when_lengths_differ(case: Any, small_config: Any, build: Any) -> None:
     data = case("megatron/crossattn")
-    attention = build("cross_attention", config_of(data, make_config))
+    attention = build("cross_attention", config_of(data, small_config))
     attention.load_state_dict(data["state_dict"])
     inputs = {name: batch_first(x).requires_grad_() for name, x in data["inputs"].items()}
     output, bias = attention(inputs["hidden_states"], key_value_states=inputs["key_value_states"])
@@ -86,9 +88,9 @@ def test_cross_attention_agrees_when_lengths_differ(case: Any, make_config: Any,
     check_gradients(data, attention, output + bias, inputs)
 
 
-def test_self_attention_decodes_as_measured_when_cached(case: Any, make_config: Any, build: Any) -> None:
+def test_self_attention_decodes_as_measured_when_cached(case: Any, small_config: Any, build: Any) -> None:
     data = case("megatron/kvcache_gqa2")
-    attention = build("self_attention", config_of(data, make_config)).eval()
+    attention = build("self_attention", config_of(data, small_config)).eval()
     attention.load_state_dict(data["state_dict"])
     hidden, prefill = batch_first(data["inputs"]["hidden_states"]), data["inputs"]["prefill"]
     cache = StaticKVCache(num_layers=1, batch_size=2, capacity=9, num_query_groups=2, head_size=8)
@@ -103,9 +105,9 @@ def test_self_attention_decodes_as_measured_when_cached(case: Any, make_config: 
     close(entry.value[:, : hidden.shape[1]], batch_first(data["outputs"]["cache_value"]), 1e-5)
 
 
-def test_layer_agrees_when_it_is_a_decoders(case: Any, make_config: Any, build: Any) -> None:
+def test_layer_agrees_when_it_is_a_decoders(case: Any, small_config: Any, build: Any) -> None:
     data = case("megatron/layer_gpt_ln_gelu")
-    layer = build("layer", config_of(data, make_config))
+    layer = build("layer", config_of(data, small_config))
     layer.load_state_dict(data["state_dict"])
     inputs = {"hidden_states": batch_first(data["inputs"]["hidden_states"]).requires_grad_()}
     output, context = layer(inputs["hidden_states"], mask=AttentionMask(causal=True))
@@ -114,9 +116,9 @@ def test_layer_agrees_when_it_is_a_decoders(case: Any, make_config: Any, build: 
     check_gradients(data, layer, output, inputs)
 
 
-def test_layer_agrees_when_it_reads_a_context(case: Any, make_config: Any, build: Any) -> None:
+def test_layer_agrees_when_it_reads_a_context(case: Any, small_config: Any, build: Any) -> None:
     data = case("megatron/layer_t5_decoder")
-    layer = build("layer", config_of(data, make_config), cross_attention=True)
+    layer = build("layer", config_of(data, small_config), cross_attention=True)
     layer.load_state_dict(data["state_dict"])
     inputs = {name: batch_first(data["inputs"][name]).requires_grad_() for name in ("hidden_states", "context")}
     output, context = layer(
@@ -130,9 +132,9 @@ def test_layer_agrees_when_it_reads_a_context(case: Any, make_config: Any, build
     check_gradients(data, layer, output, inputs)
 
 
-def test_block_agrees_when_it_has_three_layers(case: Any, make_config: Any, build_block: Any) -> None:
+def test_block_agrees_when_it_has_three_layers(case: Any, small_config: Any, build_block: Any) -> None:
     data = case("megatron/block3_gpt")
-    block = build_block(config_of(data, make_config))
+    block = build_block(config_of(data, small_config))
     block.load_state_dict(data["state_dict"])
     inputs = {"hidden_states": batch_first(data["inputs"]["hidden_states"]).requires_grad_()}
     output = block(inputs["hidden_states"], mask=AttentionMask(causal=True))
