@@ -64,12 +64,6 @@ def make_config():
 
 
 @pytest.fixture
-def megatron_case():
-    """Load a case that was measured on megatron-core, by its name."""
-    return lambda name: torch.load(DATA / "megatron" / f"{name}.pt", weights_only=True)
-
-
-@pytest.fixture
 def small_config() -> Callable[..., TransformerConfig]:
     """Give a function that makes a small config without dropout, wide enough for several heads."""
 
