@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 from transom.slots import BuildContext
 from transom.slots.loss import LossRequest
-from transom.transformer import chunked_loss, loss
-from transom.transformer.chunked_loss import chunked_cross_entropy
+from transom.transformer import loss
 from transom.transformer.loss import CrossEntropy
 
 B, S, H, V = 2, 5, 4, 9
@@ -124,14 +123,6 @@ def test_chunked_loss_gives_no_gradient_to_what_is_frozen(make_loss, frozen):
             torch.testing.assert_close(given[i].grad, other[i].grad)
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 10, 11])
-def test_chunked_loss_does_not_depend_on_the_chunks(chunk):
-    hidden, weight, labels, offset = _inputs()
-    whole = chunked_cross_entropy(hidden, weight, labels, offset, -100, 0.1, B * S)
-    out = chunked_cross_entropy(hidden, weight, labels, offset, -100, 0.1, chunk)
-    torch.testing.assert_close(out, whole, rtol=1e-14, atol=1e-14)
-
-
 def test_loss_never_holds_more_than_a_chunk_of_logits(make_loss):
     largest = 0
 
@@ -159,19 +150,6 @@ def test_loss_refuses_labels_that_are_no_ids(make_loss, path, label):
     labels[0, 0] = label
     with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
         make_loss(path)(hidden, weight, labels)
-
-
-@biases
-def test_chunked_loss_is_a_sound_operator(bias):
-    hidden, weight, labels, offset = _inputs(torch.float32, bias)
-    given = (hidden.detach().flatten(0, 1).requires_grad_(), weight, labels.flatten(), offset, -100, 0.1, 3)
-    torch.library.opcheck(chunked_loss._losses, given)
-    frozen = tuple(x.detach() if isinstance(x, Tensor) else x for x in given)
-    torch.library.opcheck(chunked_loss._losses, frozen)
-    _, log_partition = chunked_loss._losses(*frozen)
-    torch.library.opcheck(
-        chunked_loss._gradients, (torch.ones(B * S), *frozen[:4], log_partition, -100, 0.1, 3, True, False)
-    )
 
 
 @paths

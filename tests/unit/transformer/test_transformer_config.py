@@ -258,48 +258,6 @@ def test_config_error_lists_the_choices_and_the_nearest():
     assert caught.value.hint == "RMSNorm?"
 
 
-@pytest.mark.parametrize(
-    ("scaling", "field", "right"),
-    [
-        ({"type": "ntk"}, "type", "type is 'ntk'; it is not one of those there are."),
-        ({"factor": 2.0}, "type", "type is None; it must be given."),
-        ({"type": "linear", "facter": 2.0}, "facter", "config.rope_scaling has no field 'facter'."),
-        ({"type": "linear", "factor": 0.5}, "factor", "factor is 0.5; a number of at least 1 is needed."),
-        ({"type": "linear", "factor": "2"}, "factor", "factor is '2'; a finite number above 0 is needed."),
-        ({"type": "linear", "factor": float("nan")}, "factor", "factor is nan; a finite number above 0 is needed."),
-        ({"type": "linear", "beta_fast": 16.0}, "beta_fast", "beta_fast is 16.0; type linear has no such number."),
-        ({"type": "xpos", "factor": 2.0}, "factor", "factor is 2.0; type xpos has no such number."),
-        ({"type": "xpos", "scale_base": 0}, "scale_base", "scale_base is 0; a finite number above 0 is needed."),
-        (
-            {"type": "llama3", "factor": 8.0},
-            "original_max_position_embeddings",
-            "original_max_position_embeddings is None; "
-            "type llama3 needs the trained context, a whole number of tokens.",
-        ),
-        (
-            {"type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64, "low_freq_factor": 4.0},
-            "low_freq_factor",
-            "low_freq_factor is 4.0; a number below high_freq_factor (4.0) is needed.",
-        ),
-        (
-            {"type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64, "beta_slow": 32},
-            "beta_slow",
-            "beta_slow is 32; a number below beta_fast (32.0) is needed.",
-        ),
-        (
-            {"type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64, "mscale_all_dim": 1.0},
-            "mscale_all_dim",
-            "mscale_all_dim is 1.0; it needs mscale.",
-        ),
-    ],
-)
-def test_rope_scaling_is_refused_when_impossible(scaling, field, right):
-    with pytest.raises(ConfigError) as caught:
-        TransformerConfig(**SMALL, **ROPE, rope_scaling=scaling)
-    assert caught.value.what == right
-    assert caught.value.path == f"config.rope_scaling.{field}"
-
-
 def test_config_derives_what_is_not_given():
     config = TransformerConfig(**SMALL)
     assert (config.num_query_groups, config.kv_channels, config.ffn_hidden_size) == (6, 8, 192)
