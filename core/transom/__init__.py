@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transom.composition import build as build
     from transom.errors import TransomError as TransomError
+    from transom.module_specs import build_module as build_module
     from transom.registry.registry import list_implementations as list_implementations
     from transom.registry.registry import override as override
     from transom.registry.registry import register as register
@@ -28,17 +29,20 @@ if TYPE_CHECKING:
     from transom.specs.plan import plan as plan
     from transom.specs.spec import ModelSpec as ModelSpec
     from transom.transformer.attention_mask import AttentionMask as AttentionMask
+    from transom.transformer.spec_utils import ModuleSpec as ModuleSpec
     from transom.transformer.transformer_config import TransformerConfig as TransformerConfig
 
 __all__ = [
     "AttentionMask",
     "BuildContext",
     "ModelSpec",
+    "ModuleSpec",
     "Part",
     "Plan",
     "TransformerConfig",
     "TransomError",
     "build",
+    "build_module",
     "list_implementations",
     "load_spec",
     "override",
@@ -52,11 +56,13 @@ _HOMES = {
     "AttentionMask": "transom.transformer.attention_mask",
     "BuildContext": "transom.slots.request",
     "ModelSpec": "transom.specs.spec",
+    "ModuleSpec": "transom.transformer.spec_utils",
     "Part": "transom.slots.request",
     "Plan": "transom.specs.plan",
     "TransformerConfig": "transom.transformer.transformer_config",
     "TransomError": "transom.errors",
     "build": "transom.composition",
+    "build_module": "transom.module_specs",
     "list_implementations": "transom.registry.registry",
     "load_spec": "transom.specs.load",
     "override": "transom.registry.registry",

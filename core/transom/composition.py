@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -13,14 +13,15 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from transom.errors import BuildError, SpecError
+from transom.errors import BuildError, PlanMismatchError, SpecError
 from transom.registry.registry import default_registry
 from transom.slots import Request
+from transom.specs.lock import Lock
 from transom.specs.plan import Node, Plan, Use
 from transom.specs.plan import plan as make_plan
 from transom.specs.spec import ModelSpec
 
-__all__ = ["build"]
+__all__ = ["build", "check_ranks", "module_of"]
 
 
 def build(
@@ -44,7 +45,8 @@ def build(
         use: who fills which slot, over the spec's own ``use``.
         options: implementations' options, over the spec's own.
         seed: of the initial weights; the global generator is left as it was. None = draw from the global generator.
-        tp_group: tensor-parallel process group, of ``config.tensor_model_parallel_size`` ranks.
+        tp_group: tensor-parallel process group, of ``config.tensor_model_parallel_size`` ranks; they must all have
+            planned the same model.
 
     Returns:
         the model, with the plan it was built from as ``model.plan``. Nothing of the registry remains in any forward.
@@ -62,6 +64,8 @@ def build(
         the_plan = _unchanged(spec, dtype=dtype, mode=mode, use=use, options=options)
     else:
         the_plan = make_plan(spec, device=device or "cpu", dtype=dtype, mode=mode or "train", use=use, options=options)
+    if tp_group is not None:
+        check_ranks(the_plan, tp_group)
     device = str(device or the_plan.context.device)
     with torch.device(device), _seeded(seed, device):
         model = _Builder(the_plan.root, {})(the_plan.config, tp_group=tp_group)
@@ -69,6 +73,35 @@ def build(
     if the_plan.context.mode == "infer":
         model.eval().requires_grad_(False)
     return model
+
+
+def check_ranks(plan: Plan, group: torch.distributed.ProcessGroup) -> None:
+    """Refuse to go on where the ranks of a group planned different models: an error on every rank instead of a hang.
+
+    Every rank of the group must call it.
+
+    Args:
+        plan: this rank's.
+        group: the ranks that will build it together.
+
+    Raises:
+        PlanMismatchError: on every rank, with the differences between this rank's plan and the first that is another.
+    """
+    prints: list[Any] = [None] * torch.distributed.get_world_size(group)
+    torch.distributed.all_gather_object(prints, plan.fingerprint, group=group)
+    if len(set(prints)) == 1:
+        return
+    locks: list[Any] = [None] * len(prints)
+    torch.distributed.all_gather_object(locks, Lock.from_plan(plan), group=group)
+    rank = torch.distributed.get_rank(group)
+    other = next(i for i, fingerprint in enumerate(prints) if fingerprint != prints[rank])
+    found = locks[other].differences(plan, "exact") or ["the config is not the same"]
+    raise PlanMismatchError(
+        f"rank {rank} and rank {other} of the group planned different models.",
+        failed=[f"{line} (rank {other} first, then this rank)" for line in found[:20]],
+        hint="plan under one lock on every rank: transom.plan(spec, lock=...)",
+        differences=tuple(found),
+    )
 
 
 def _unchanged(plan: Plan, **given: Any) -> Plan:
@@ -93,6 +126,11 @@ def _seeded(seed: int | None, device: str) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
+
+
+def module_of(node: Node) -> Callable[..., nn.Module]:
+    """Return the builder of a node's module, with everything that was decided below it bound."""
+    return _Builder(node, {})
 
 
 class _Builder:
@@ -166,7 +204,7 @@ class _Builder:
     def _where(self) -> str:
         chosen = self.node.resolution.chosen
         path = self.node.path or "the model"
-        return f"{path} ({self.node.slot}: {chosen.name} of {chosen.distribution} {chosen.version})"
+        return f"{path}, {self.node.slot} {chosen.label}"
 
 
 def _request_fields(request: Request) -> frozenset[str]:

@@ -57,6 +57,7 @@ class MLPBuilder(Protocol):
         self,
         config: TransformerConfig,
         submodules: Any,
+        *,
         is_expert: bool = False,
         input_size: int | None = None,
         ffn_hidden_size: int | None = None,

@@ -1,0 +1,193 @@
+"""From a module's spec, written in Python, to the module: names are resolved exactly as those of a model's spec."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from transom.composition import module_of
+from transom.errors import SpecError
+from transom.registry.implementation import REGISTERED, Implementation
+from transom.registry.policy import Policy
+from transom.registry.registry import default_registry
+from transom.registry.resolve import Resolution, parse_chain, resolve
+from transom.registry.signatures import builder_mismatches
+from transom.registry.verdict import judge
+from transom.slots import ArchitectureRequest, BuildContext, Part
+from transom.specs.node import Node
+from transom.transformer import parts
+from transom.transformer.spec_utils import ModuleSpec
+from transom.transformer.transformer_config import TransformerConfig
+
+__all__ = ["build_module"]
+
+Entry = ModuleSpec | Callable[..., Any] | str | None
+"""Who fills a place; `None` = the default of its slot."""
+
+_PLACES: Mapping[str, Callable[[ArchitectureRequest, int], Part]] = {
+    "layer": parts.layer,
+    "self_attention": parts.self_attention,
+    "cross_attention": parts.cross_attention,
+    "mlp": parts.mlp,
+}
+
+
+def build_module(
+    spec: ModuleSpec | Callable[..., Any] | str,
+    config: TransformerConfig,
+    *,
+    slot: Literal["layer", "self_attention", "cross_attention", "mlp"],
+    layer_number: int = 1,
+    device: str | torch.device = "cpu",
+    mode: Literal["train", "infer"] = "train",
+    masks: Iterable[str] = (),
+    tp_group: torch.distributed.ProcessGroup | None = None,
+    **arguments: Any,
+) -> nn.Module:
+    """Build a layer, an attention or an MLP from its spec, with all that is inside it.
+
+    Args:
+        spec: a `ModuleSpec`, or what its ``module`` may be; it is not changed.
+        config: of the transformer.
+        slot: what is built.
+        layer_number: counted from 1.
+        device: where parameters are made.
+        mode: ``"train"`` or ``"infer"``.
+        masks: kinds of attention mask that callers will pass, beside causal.
+        tp_group: tensor-parallel process group.
+        arguments: further arguments of the module, ``is_expert`` of an MLP for example.
+
+    Returns:
+        the module.
+
+    Raises:
+        SpecError: a place that does not exist is filled, or filled with what is no builder; with its path.
+        TransomError: whatever resolving a name raises; errors of constructors pass through with a note of the path.
+
+    Example:
+        >>> from transom.transformer.mlp import MLP, MLPSubmodules
+        >>> config = TransformerConfig(num_layers=1, hidden_size=8, num_attention_heads=2)
+        >>> spec = ModuleSpec(MLP, submodules=MLPSubmodules(linear_fc1="torch_linear", linear_fc2="torch_linear"))
+        >>> build_module(spec, config, slot="mlp")(torch.zeros(1, 3, 8))[0].shape
+        torch.Size([1, 3, 8])
+    """
+    if slot not in _PLACES:
+        raise SpecError(f"no module of slot {slot!r} is built alone.", available=_PLACES, **_at(slot))
+    context = BuildContext(
+        device=torch.device(device).type,
+        dtype=config.params_dtype,
+        mode=mode,
+        tensor_parallel_size=config.tensor_model_parallel_size,
+    )
+    around = ArchitectureRequest(context=context, config=config, masks=frozenset({"causal", *masks}))
+    place = _PLACES[slot](around, layer_number)
+    given = {f.name: arguments[f.name] for f in dataclasses.fields(place.request) if f.name in arguments}
+    place = dataclasses.replace(place, request=dataclasses.replace(place.request, **given))
+    if slot != "mlp":
+        arguments["layer_number"] = layer_number
+    with torch.device(device):
+        return module_of(_node(spec, place, slot))(config, tp_group=tp_group, **arguments)
+
+
+def _node(entry: Entry, place: Part, path: str) -> Node:
+    """Resolve one place and, with what the spec says of them, the places inside it."""
+    spec = entry if isinstance(entry, ModuleSpec) else ModuleSpec(_default(place, path) if entry is None else entry)
+    asked_by = f"the module spec, at {path}"
+    if isinstance(spec.module, str):
+        resolution = resolve(place.slot, parse_chain(spec.module), place.request, asked_by=asked_by)
+        builder = resolution.chosen.load()
+    else:
+        resolution, builder = _given(spec.module, place, path), spec.module
+    if spec.params:
+        chosen = dataclasses.replace(resolution.chosen, builder=_with_params(builder, spec.params))
+        resolution = dataclasses.replace(resolution, chosen=chosen)
+    return Node(
+        path=path,
+        slot=place.slot,
+        request=place.request,
+        asked_by=asked_by,
+        resolution=resolution,
+        parts=_inside(spec.submodules, builder, place, path),
+    )
+
+
+def _inside(submodules: Any, builder: Callable[..., Any], place: Part, path: str) -> dict[str, Node | tuple[Node, ...]]:
+    declare = getattr(getattr(builder, "func", builder), "parts", None)
+    places = {} if declare is None else declare(place.request)
+    entries = _entries(submodules)
+    for name, entry in entries.items():
+        if entry is not None and name not in places:
+            raise SpecError(
+                f"{path}.{name} is filled, and the config leaves no such place.",
+                asked_by=f"the module spec, at {path}",
+                available=places,
+                hint="leave it None, or change the config",
+                **_at(f"{path}.{name}"),
+            )
+    return {
+        name: _node(entries.get(name), inner, f"{path}.{inner.path or name}")
+        if isinstance(inner, Part)
+        else tuple(_node(entries.get(name), each, f"{path}.{name}.{i}") for i, each in enumerate(inner))
+        for name, inner in places.items()
+    }
+
+
+def _entries(submodules: Any) -> dict[str, Entry]:
+    if submodules is None:
+        return {}
+    if dataclasses.is_dataclass(submodules) and not isinstance(submodules, type):
+        return {f.name: getattr(submodules, f.name) for f in dataclasses.fields(submodules)}
+    if isinstance(submodules, Mapping):
+        return dict(submodules)
+    raise SpecError(
+        f"submodules are a {type(submodules).__name__}; a dataclass or a mapping is needed.", **_at("submodules")
+    )
+
+
+def _given(module: Callable[..., Any], place: Part, path: str) -> Resolution:
+    """Resolve to a class or function that stands in the spec itself."""
+    slot = default_registry().slot(place.slot)
+    complaints = builder_mismatches(module, slot.builder, slot.interface) if callable(module) else ["is not callable"]
+    if complaints:
+        raise SpecError(
+            f"{path} is filled with {module!r}, which cannot make a {place.slot}: it {'; '.join(complaints)}.",
+            asked_by=f"the module spec, at {path}",
+            hint="a class, a builder function, a partial, a ModuleSpec, or a name",
+            **_at(path),
+        )
+    name = getattr(module, "__qualname__", type(module).__qualname__)
+    value = f"{getattr(module, '__module__', '?')}:{name}"
+    chosen = Implementation(place.slot, name, REGISTERED, "", value, module)
+    verdict = judge(chosen, slot, place.request, Policy.from_environment())
+    if not verdict.ok:
+        raise SpecError(
+            f"{path} is filled with {name}, which cannot serve: {verdict.reason}.",
+            asked_by=f"the module spec, at {path}",
+            hint=verdict.hint,
+            **_at(path),
+        )
+    return Resolution(place.slot, (name,), (verdict,), chosen)
+
+
+def _with_params(builder: Callable[..., Any], params: Mapping[str, Any]) -> Callable[..., Any]:
+    bound = partial(builder, **params)
+    for name in ("Submodules", "parts"):
+        if hasattr(builder, name):
+            setattr(bound, name, getattr(builder, name))
+    return bound
+
+
+def _default(place: Part, path: str) -> str:
+    default = default_registry().slot(place.slot).default
+    if default is None:
+        raise SpecError(f"{path} is not filled, and slot {place.slot} has no default.", **_at(path))
+    return default
+
+
+def _at(path: str) -> dict[str, Any]:
+    return {"path": path, "file": None, "line": None}
