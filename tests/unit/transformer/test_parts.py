@@ -181,7 +181,7 @@ def test_core_attention_has_the_window_of_its_layer(make_request):
 
 
 @pytest.mark.parametrize(
-    ("groups", "ranks", "heads_of_rank", "groups_of_rank"), [(8, 1, 8, 8), (4, 2, 4, 2), (2, 8, 1, 1)]
+    ("groups", "ranks", "heads_of_rank", "groups_of_rank"), [(8, 1, 8, 8), (4, 2, 4, 2), (8, 8, 1, 1)]
 )
 def test_core_attention_counts_the_heads_of_one_rank(make_request, groups, ranks, heads_of_rank, groups_of_rank):
     wanted = parts.core_attention(
