@@ -96,7 +96,7 @@ def build_module(
 
 def _node(entry: Entry, place: Part, path: str) -> Node:
     """Resolve one place and, with what the spec says of them, the places inside it."""
-    spec = entry if isinstance(entry, ModuleSpec) else ModuleSpec(_default(place, path) if entry is None else entry)
+    spec = _as_spec(_default(place, path) if entry is None else entry)
     asked_by = f"the module spec, at {path}"
     if isinstance(spec.module, str):
         resolution = resolve(place.slot, parse_chain(spec.module), place.request, asked_by=asked_by)
@@ -117,7 +117,7 @@ def _node(entry: Entry, place: Part, path: str) -> Node:
 
 
 def _inside(submodules: Any, builder: Callable[..., Any], place: Part, path: str) -> dict[str, Node | tuple[Node, ...]]:
-    declare = getattr(getattr(builder, "func", builder), "parts", None)
+    declare = getattr(builder, "parts", None)
     places = {} if declare is None else declare(place.request)
     entries = _entries(submodules)
     for name, entry in entries.items():
