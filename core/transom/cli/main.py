@@ -34,6 +34,7 @@ _VERBS: Mapping[str, str] = {
     "list": "List slots and the implementations that fill them.",
     "show": "Show everything that is known about one implementation.",
     "plan": "Show which implementation a spec gets at every place, and why.",
+    "lock": "Write down what a spec gets at every place, for others to get the same.",
     "train": "Train the model that a spec describes.",
     "generate": "Continue a text with a trained checkpoint.",
 }

@@ -9,7 +9,17 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["device_option", "dtype_option", "examples", "json_option", "mode_option", "parse_use", "use_option"]
+__all__ = [
+    "device_option",
+    "dtype_option",
+    "examples",
+    "json_option",
+    "lock_mode_option",
+    "locked_option",
+    "mode_option",
+    "parse_use",
+    "use_option",
+]
 
 
 def examples(*lines: str) -> str:
@@ -81,3 +91,20 @@ mode_option = click.option(
     "--mode", type=click.Choice(["train", "infer"]), default="train", show_default=True, help="Train needs gradients."
 )
 """``--mode``; the verb receives ``mode``."""
+
+locked_option = click.option(
+    "--locked",
+    metavar="FILE",
+    type=click.Path(dir_okay=False),
+    help="Take the choices of this lock, as `transom lock` writes it; disagreements are told.",
+)
+"""``--locked``; the verb receives ``locked``, `None` unless given."""
+
+lock_mode_option = click.option(
+    "--lock-mode",
+    type=click.Choice(["exact", "compatible", "free"]),
+    default="compatible",
+    show_default=True,
+    help="How closely the plan must agree with the lock.",
+)
+"""``--lock-mode``; the verb receives ``lock_mode``."""

@@ -88,11 +88,10 @@ def load_bundles(
 
 def _entry(ref: str, registry: Registry, asked_by: str) -> Entry:
     distribution, name = split_reference(ref)
+    distribution = None if distribution is None else normalise(distribution)
     published = registry.index.group(GROUP)
     found = [
-        entry
-        for entry in published
-        if entry.name == name and distribution in (None, entry.distribution, normalise(entry.distribution))
+        entry for entry in published if entry.name == name and distribution in (None, normalise(entry.distribution))
     ]
     if not found:
         guesses = near(name, [entry.name for entry in published])

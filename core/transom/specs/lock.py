@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -114,6 +115,13 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """Give the lock as plain data; `read_lock` reads it back."""
         data: dict[str, Any] = msgspec.to_builtins(self)
         return data
+
+    def to_text(self) -> str:
+        """Give the lock as JSON with a line for every node, so that line-wise comparison of two files reads well."""
+        fields = self.to_dict()
+        nodes = ",\n".join(f"  {json.dumps(node)}" for node in fields.pop("nodes"))
+        head = "".join(f" {json.dumps(name)}: {json.dumps(value)},\n" for name, value in fields.items())
+        return f'{{\n{head} "nodes": [\n{nodes}\n ]\n}}\n'
 
     @property
     def distributions(self) -> tuple[str, ...]:

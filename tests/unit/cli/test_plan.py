@@ -38,7 +38,10 @@ def test_plan_hands_its_options_on(capsys):
         (["missing.yaml"], "SpecError: no spec file 'missing.yaml'."),
         (["tiny-llama", "--use", "nrom=torch_norm"], "UnknownSlotError: no slot is named 'nrom'."),
         (["tiny-llama", "--use", "norm=torch_nrm"], "UnknownImplementationError: no norm is named 'torch_nrm'."),
-        (["tiny-llama", "--use", "layers.9.mlp=mlp"], "SpecError: nothing is at 'layers.9.mlp', so use.layers.9.mlp would have no effect."),
+        (
+            ["tiny-llama", "--use", "layers.9.mlp=mlp"],
+            "SpecError: nothing is at 'layers.9.mlp', so use.layers.9.mlp would have no effect.",
+        ),
         (["tiny-llama", "--dtype", "float23"], "ConfigError: "),
     ],
 )

@@ -239,13 +239,15 @@ import json, multiprocessing, sys
 
 def work(arguments):
     from transom import plan
-        spec, lock = arguments
+    from transom.registry.registry import default_registry
+    spec, lock = arguments
     made = plan(spec, lock=lock)
     return made.fingerprint, default_registry()._index is None
 
 def rebuild(pickled):
     import pickle
-        return pickle.loads(pickled).fingerprint, default_registry()._index is None
+    from transom.registry.registry import default_registry
+    return pickle.loads(pickled).fingerprint, default_registry()._index is None
 
 if __name__ == "__main__":
     import pickle

@@ -1,4 +1,4 @@
-"""A third party's small model, installed, so that plans are tested without core's own parts."""
+"""Plans of a third party's small model, for the tests of specs and of the composition point."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SPEC = {
         "embedding": "fake_embedding",
     },
 }
-CODE = Path(__file__).with_name("acme.py").read_text(encoding="utf-8")
+CODE = (Path(__file__).parent / "specs" / "acme.py").read_text(encoding="utf-8")
 
 
 @pytest.fixture
