@@ -116,6 +116,15 @@ def _node(entry: Entry, place: Part, path: str) -> Node:
     )
 
 
+def _as_spec(entry: ModuleSpec | Callable[..., Any] | str) -> ModuleSpec:
+    spec = entry if isinstance(entry, ModuleSpec) else ModuleSpec(entry)
+    if isinstance(spec.module, partial) and not spec.module.args:
+        # Seen through, so that what the class says of its places is found.
+        params = {**spec.module.keywords, **spec.params}
+        return ModuleSpec(spec.module.func, params=params, submodules=spec.submodules)
+    return spec
+
+
 def _inside(submodules: Any, builder: Callable[..., Any], place: Part, path: str) -> dict[str, Node | tuple[Node, ...]]:
     declare = getattr(builder, "parts", None)
     places = {} if declare is None else declare(place.request)
