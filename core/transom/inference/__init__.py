@@ -1,0 +1,1 @@
+"""Trained models in use: loading them from checkpoints, and generating tokens."""
