@@ -52,7 +52,7 @@ def test_build_module_takes_classes_functions_partials_and_names() -> None:
     assert hidden.shape == (2, 5, 16)
     assert context is None
     assert calls == [(16, 48)]
-    assert type(layer.self_attention.core_attention).__name__ == "TorchDotProduct"
+    assert type(layer.self_attention.core_attention).__name__ == "TorchDotProductAttention"
     assert isinstance(layer.mlp.linear_fc1, ColumnLinear)
     assert spec.submodules.self_attention.submodules.core_attention == "torch_dot_product | dot_product", (
         "building must not change a spec"
