@@ -35,6 +35,7 @@ _VERBS: Mapping[str, str] = {
     "show": "Show everything that is known about one implementation.",
     "plan": "Show which implementation a spec gets at every place, and why.",
     "lock": "Write down what a spec gets at every place, for others to get the same.",
+    "schema": "Print the JSON Schema of specs or of cards.",
     "train": "Train the model that a spec describes.",
     "generate": "Continue a text with a trained checkpoint.",
 }
