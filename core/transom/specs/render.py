@@ -64,5 +64,4 @@ def _label(group: Sequence[Node], parent: str) -> str:
 
 
 def _who(node: Node) -> str:
-    chosen = node.resolution.chosen
-    return f"{chosen.name} ({chosen.distribution} {chosen.version})"
+    return node.resolution.chosen.label
