@@ -103,3 +103,18 @@ def test_chain_falls_through_with_one_log_line_when_the_package_is_removed_again
     assert attention == [{"acme-attn/acme_attn"}, {"transom/dot_product"}]
     (line,) = done.stderr.splitlines()
     assert line.startswith("core_attention acme_attn is passed over (missing): no core_attention is named 'acme_attn'.")
+
+
+def test_plugin_of_the_how_to_page_is_planned_with_its_option_and_trains(environment, written):
+    folder = written("docs/how-to/write-a-plugin.md")
+    environment.install(folder / "acme-topk")
+    spec = str(folder / "sparse.yaml")
+    planned = environment.transom("plan", spec, "--json")
+    assert (planned.returncode, planned.stderr) == (0, "")
+    nodes = {node["path"]: node for node in json.loads(planned.stdout)["nodes"]}
+    assert (nodes["layers.0.mlp"]["chosen"], nodes["layers.1.mlp"]["chosen"]) == ("transom/mlp", "acme-topk/acme_topk")
+    assert nodes["layers.1.mlp"]["options"] == {"keep": 0.1}
+    assert nodes["layers.1.mlp.linear_fc2"]["chosen"] == "transom/torch_linear"
+    trained = environment.transom("train", spec, "--out", "sparse")
+    assert trained.returncode == 0, trained.stderr
+    assert _losses(environment, "sparse")[-1] > 0
