@@ -1,0 +1,109 @@
+"""`transom train`: from a spec to a trained checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from transom.cli.options import device_option, examples, json_option, use_option
+
+if TYPE_CHECKING:
+    from transom.training.run import RunResult
+
+__all__ = ["command"]
+
+
+@click.command(
+    "train",
+    epilog=examples(
+        "transom train tiny-llama --out runs/first",
+        "transom train my-model.yaml --data texts/ --steps 2000 --use core_attention=dot_product",
+        "transom train tiny-llama --out runs/first --resume",
+    ),
+)
+@click.argument("spec")
+@click.option(
+    "--out", metavar="DIR", type=click.Path(path_type=Path), help="Folder of the run, new or empty; else runs/NAME."
+)
+@click.option("--resume", is_flag=True, help="Go on with the run in the folder from its last checkpoint.")
+@click.option("--steps", type=click.IntRange(min=1), help="Steps of the optimizer, in place of the spec's.")
+@click.option(
+    "--data",
+    metavar="PATH",
+    multiple=True,
+    help="A text file, a folder of *.txt and *.md, or token ids (.npy, .bin), in place of the spec's. Repeatable.",
+)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Of weights, data order and dropout.")
+@use_option
+@device_option
+@json_option
+def command(
+    spec: str,
+    out: Path | None,
+    resume: bool,
+    steps: int | None,
+    data: tuple[str, ...],
+    seed: int | None,
+    use: dict[str, str],
+    device: str,
+    as_json: bool,
+) -> None:
+    """Train the model that a spec describes.
+
+    SPEC is a YAML, TOML or JSON file, or the name of a packaged recipe. Its train section says on what and how;
+    without one, on English text that comes with Python. The folder receives metrics.jsonl, the loss curve and
+    checkpoints; nothing in it is ever overwritten. Ctrl-C stops after the current step and saves it.
+    """
+    from transom.training.progress import reporter_for
+    from transom.training.run import train
+
+    try:
+        result = train(
+            spec,
+            out=out,
+            resume=resume,
+            steps=steps,
+            data=data or None,
+            seed=seed,
+            use=use,
+            device=device,
+            reporter=reporter_for(sys.stderr),
+        )
+    except KeyboardInterrupt:
+        _say_how_to_resume(spec, out)
+        raise
+    click.echo(_as_json(result) if as_json else _summary(result))
+
+
+def _say_how_to_resume(spec: str, out: Path | None) -> None:
+    from transom.specs.load import load_spec
+    from transom.training.run_folder import RunFolder
+
+    folder = RunFolder(out or Path("runs") / load_spec(spec).name)
+    if folder.spec.exists():
+        again = ["transom", "train", spec, "--out", str(folder.path), "--resume"]
+        click.echo(f"\nGo on with:  {shlex.join(again)}", err=True)
+
+
+def _as_json(result: RunResult) -> str:
+    return json.dumps(dataclasses.asdict(result), default=str, indent=2)
+
+
+def _summary(result: RunResult) -> str:
+    bigram = "" if result.bigram_loss is None else f"  (a bigram model: {result.bigram_loss:.4f})"
+    rows = {
+        "trained": f"{result.parameters:,} parameters, {result.steps:,} steps, {result.tokens:,} tokens, "
+        f"{result.seconds:.0f} s",
+        "training loss": "unknown: the metrics were deleted" if result.loss is None else f"{result.loss:.4f}",
+        "validation loss": f"{result.validation_loss:.4f}{bigram}",
+        "loss curve": "not drawn: matplotlib is not installed" if result.curve is None else str(result.curve),
+        "checkpoint": str(result.checkpoint),
+        "try it": f'transom generate {shlex.quote(str(result.folder))} --prompt "The "',
+    }
+    return "\n".join(f"{name + ':':<17}{text}" for name, text in rows.items())

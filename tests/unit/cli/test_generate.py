@@ -1,0 +1,91 @@
+"""`transom generate`: what it prints and refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from transom.cli.main import main
+from transom.training.run import train
+
+SPEC = {
+    "name": "small",
+    "vocab_size": 256,
+    "max_sequence_length": 32,
+    "config": {"num_layers": 1, "hidden_size": 16, "num_attention_heads": 2},
+    "train": {"steps": 30, "batch_size": 8, "warmup_steps": 5, "learning_rate": 0.03, "eval_every": 0},
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Give the folder of a run on plain ASCII."""
+    folder = tmp_path_factory.mktemp("generate")
+    (folder / "text.txt").write_text("to be or not to be, that is the question. " * 20)
+    return str(train(SPEC, out=folder / "run", data=str(folder / "text.txt")).folder)
+
+
+def _json(capsys, *arguments):
+    assert main(["generate", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_generate_prints_the_prompt_and_what_follows(run, capsys):
+    assert main(["generate", run, "--prompt", "to be", "--max-new-tokens", "9", "--greedy"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("to be")
+    assert len(out) == len("to be") + 9 + 1
+    assert _json(capsys, run, "--prompt", "to be", "--max-new-tokens", "9", "--greedy")["text"] == out[5:-1]
+
+
+def test_generate_prints_json_with_the_seed_that_gives_it_again(run, capsys):
+    first = _json(capsys, run, "--prompt", "to be")
+    assert first["prompt"] == "to be"
+    assert len(first["tokens"]) == 32 - 5
+    again = _json(capsys, run, "--prompt", "to be", "--seed", str(first["seed"]))
+    assert again == first
+    assert _json(capsys, run, "--prompt", "to be", "--seed", "1") != _json(
+        capsys, run, "--prompt", "to be", "--seed", "2"
+    )
+
+
+def test_generate_takes_settings_of_sampling(run, capsys):
+    greedy = _json(capsys, run, "--prompt", "to be", "--greedy")["tokens"]
+    for setting in (["--temperature", "0"], ["--top-k", "1"], ["--top-p", "0.0001"]):
+        assert _json(capsys, run, "--prompt", "to be", *setting)["tokens"] == greedy
+
+
+def test_generate_gives_the_same_text_whoever_computes(run, capsys):
+    texts = {
+        _json(capsys, run, "--prompt", "to be", "--greedy", "--use", use)["text"]
+        for use in ("core_attention=dot_product", "core_attention=torch_dot_product", "linear=parallel_linear")
+    }
+    assert len(texts) == 1
+
+
+def test_generate_stops_after_200_tokens_unless_told(run, capsys, monkeypatch):
+    monkeypatch.setattr("transom.cli.generate._DEFAULT_LENGTH", 3)
+    assert len(_json(capsys, run, "--prompt", "to be")["tokens"]) == 3
+    assert len(_json(capsys, run, "--prompt", "to be", "--max-new-tokens", "5")["tokens"]) == 5
+
+
+REFUSED = {
+    "no checkpoint": (["nowhere", "--prompt", "a"], "CheckpointError: no folder nowhere."),
+    "no prompt": (["RUN"], "Missing option '--prompt'"),
+    "empty prompt": (["RUN", "--prompt", ""], "InputError: the prompt is empty"),
+    "long prompt": (["RUN", "--prompt", "a" * 40], "InputError: the prompt has 40 tokens"),
+    "too many tokens": (["RUN", "--prompt", "a", "--max-new-tokens", "32"], "at most 31 new tokens"),
+    "no number": (["RUN", "--prompt", "a", "--top-k", "few"], "'few' is not a valid integer range"),
+    "out of range": (["RUN", "--prompt", "a", "--top-p", "0"], "0.0 is not in the range 0<x<=1"),
+    "unknown name": (["RUN", "--prompt", "a", "--use", "core_attention=dot_prodct"], "dot_product?"),
+    "half a surrogate pair": (["RUN", "--prompt", "\udcff"], "DataError: the text is not valid Unicode"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "text"), REFUSED.values(), ids=REFUSED)
+def test_generate_refuses_with_one_error(run, capsys, arguments, text):
+    assert main(["generate", *[run if argument == "RUN" else argument for argument in arguments]]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert text in err
+    assert "Traceback" not in err
