@@ -212,6 +212,8 @@ class AttentionMask:
         Returns:
             ``[b or 1, n or 1, s, t]``, or `None` when nothing is added. Do not write to it.
         """
+        if self.bias is None and self.alibi_slopes is None:
+            return None
         return self._once(("bias", dtype, device), s, t, self._render_bias)
 
     def as_additive(
