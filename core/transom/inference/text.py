@@ -24,7 +24,7 @@ def stream_text(tokenizer: Tokenizer, prompt: Iterable[int], tokens: Iterable[in
 
     Example:
         >>> from transom.text.byte_tokenizer import ByteTokenizer
-        >>> list(stream_text(ByteTokenizer(), b"caf", "é!".encode()))
+        >>> list(stream_text(ByteTokenizer(), b"x", "é!".encode()))
         ['é', '!']
     """
     stream = tokenizer.stream()
