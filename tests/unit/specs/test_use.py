@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from transom.errors import SpecError, UnknownSlotError
 from transom.slots import SLOTS
 from transom.specs.use import Rules
