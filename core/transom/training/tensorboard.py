@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
+from transom.checkpoint.atomic import output_error
 from transom.training.metrics import Row
 
 __all__ = ["EventFiles", "open_event_files"]
@@ -24,20 +27,38 @@ class EventFiles:
 
     Args:
         writer: torch's ``SummaryWriter``.
+        folder: to which it writes.
     """
 
-    def __init__(self, writer: Any) -> None:
-        self._writer = writer
+    def __init__(self, writer: Any, folder: Path) -> None:
+        self._writer, self._folder = writer, folder
 
     def append(self, row: Row) -> None:
-        """Write a row."""
-        for name, tag in _TAGS.items():
-            if name in row:
-                self._writer.add_scalar(tag, row[name], row["step"])
+        """Write a row.
+
+        Raises:
+            OutputError: the disk is full or refuses.
+        """
+        with self._telling():
+            for name, tag in _TAGS.items():
+                if name in row:
+                    self._writer.add_scalar(tag, row[name], row["step"])
 
     def close(self) -> None:
-        """Write what is buffered."""
-        self._writer.close()
+        """Write what is buffered.
+
+        Raises:
+            OutputError: the disk is full or refuses.
+        """
+        with self._telling():
+            self._writer.close()
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise output_error(self._folder, error) from error
 
 
 def open_event_files(folder: Path, *, step: int) -> EventFiles | None:
@@ -54,4 +75,4 @@ def open_event_files(folder: Path, *, step: int) -> EventFiles | None:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return EventFiles(SummaryWriter(str(folder), purge_step=step + 1 if step else None))
+    return EventFiles(SummaryWriter(str(folder), purge_step=step + 1 if step else None), folder)

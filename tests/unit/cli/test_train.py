@@ -138,3 +138,11 @@ def test_train_says_nothing_of_a_run_that_never_began(capsys, monkeypatch):
     monkeypatch.setattr("transom.training.run.read_corpus", interrupted)
     assert main(["train", "small.yaml"]) == 130
     assert "Go on with" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["train", "generate"])
+def test_help_loads_no_torch(verb):
+    code = f"import sys; from transom.cli.main import main; main(['{verb}', '--help']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert f"transom {verb} " in done.stdout
+    assert done.stdout.splitlines()[-1] == "False"

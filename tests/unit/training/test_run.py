@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,17 +135,32 @@ def test_run_goes_on_bit_for_bit_when_resumed_after_a_stop(toy_spec, tmp_path, m
 
 def test_a_killed_run_goes_on_bit_for_bit_from_its_last_checkpoint(tmp_path):
     script = Path(__file__).with_name("kill_and_resume.py")
-    done = subprocess.run([sys.executable, script, tmp_path, "8"], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, script, tmp_path, "6"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     whole, *killed = json.loads(done.stdout)
     assert whole["outcome"]["last"] == "step-00000012"
     assert len(whole["outcome"]["rows"]) == 12
-    assert [end["killed"] for end in killed] == [-signal.SIGKILL] * 8
+    assert [end["killed"] for end in killed] == [-signal.SIGKILL] * 6
     assert len({end["saved"] for end in killed}) > 2
     for end in killed:
         assert 0 <= end["logged"] - end["saved"] <= 3
         assert end["resumed"] == 0
         assert end["outcome"] == whole["outcome"]
+
+
+def test_the_packaged_recipe_goes_on_bit_for_bit_with_dropout(tmp_path):
+    data = transom.load_spec("tiny-llama").to_dict()
+    data["config"] |= {"num_layers": 2, "hidden_size": 48, "ffn_hidden_size": 64, "hidden_dropout": 0.1}
+    data["max_sequence_length"] = 16
+    data["train"] |= {"steps": 6, "batch_size": 2, "checkpoint_every": 3, "keep_checkpoints": 0, "eval_batches": 1}
+    whole = train(data, out=tmp_path / "whole")
+    half = shutil.copytree(tmp_path / "whole", tmp_path / "half")
+    shutil.rmtree(half / "checkpoints" / "step-00000006")
+    resumed = train(data, out=half, resume=True)
+    assert resumed.checkpoint.name == "step-00000006"
+    assert _rows(half) == _rows(whole.folder)
+    for name in ("weights", "optimizer", "random"):
+        assert _same(*(load_file(r.checkpoint / f"{name}.safetensors") for r in (whole, resumed)))
 
 
 def test_resume_may_train_longer(toy_spec, tmp_path):

@@ -4,6 +4,7 @@ import sys
 import types
 
 import pytest
+from transom.errors import OutputError
 from transom.training.tensorboard import open_event_files
 
 
@@ -45,6 +46,18 @@ def test_rows_become_scalars(installed, tmp_path):
 
 def test_steps_that_will_be_done_again_are_hidden(installed, tmp_path):
     assert open_event_files(tmp_path, step=20)._writer.purge_step == 21
+
+
+@pytest.mark.parametrize("name", ["add_scalar", "close"])
+def test_full_disk_is_an_output_error(installed, tmp_path, monkeypatch, name):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    events = open_event_files(tmp_path, step=0)
+    monkeypatch.setattr(events._writer, name, full)
+    with pytest.raises(OutputError, match="No space left on device") as caught:
+        events.append({"step": 1, "loss": 1.0}) if name == "add_scalar" else events.close()
+    assert caught.value.path == tmp_path
 
 
 def test_nothing_is_written_when_tensorboard_is_missing(tmp_path, monkeypatch):
