@@ -95,6 +95,17 @@ def build() -> Callable[..., Any]:
 
 
 @pytest.fixture
+def submodules_of() -> Callable[..., Any]:
+    """Give a function that makes the builders of the parts of core's implementation of a slot."""
+
+    def make(slot: str, config: TransformerConfig, **wanted: Any) -> Any:
+        request = ArchitectureRequest(context=BuildContext(), config=config)
+        return builder_of(getattr(parts, slot)(request, 1, **wanted)).keywords["submodules"]
+
+    return make
+
+
+@pytest.fixture
 def build_block() -> Callable[..., TransformerBlock]:
     """Give a function that builds a block, with a final norm unless told otherwise."""
 
