@@ -14,9 +14,8 @@ from datetime import datetime
 from pathlib import Path
 
 import transom
-from rich.console import Console
-from rich.table import Table
 from transom.checkpoint.store import Checkpoint, open_checkpoint
+from transom.cli.table import print_table
 from transom.errors import RegistryError
 from transom.slots import SLOT_ALIASES
 from transom.text.tokenizer import load_tokenizer
@@ -39,8 +38,7 @@ def main() -> None:
     _transom("list")
     _transom("plan", given.spec)
     _transom("train", given.spec, "--out", str(out), *(("--steps", given.steps) if given.steps else ()))
-    _transom("generate", str(out), "--prompt", "The ", "--max-tokens", "300", "--seed", "0")
-    print()
+    _transom("generate", str(out), "--prompt", "The ", "--max-new-tokens", "200", "--seed", "0")
     _print_swaps(open_checkpoint(out))
     print(f"\nThe loss curve: {out / 'loss.png'}")
 
@@ -58,17 +56,17 @@ def _print_swaps(checkpoint: Checkpoint) -> None:
     """Rebuild the trained model with every implementation of some slots by name, and compare the validation losses."""
     split = _read_data(checkpoint)
     trained = _validation_loss(checkpoint, split, {})
-    table = Table("slot", "name", "distribution", "validation loss", "difference", box=None, pad_edge=False)
+    rows = []
     for slot, ref, distribution in _candidates():
-        name = ref.partition("/")[2]
         try:
             loss = _validation_loss(checkpoint, split, {slot: ref})
         except RegistryError as refusal:
-            table.add_row(slot, name, distribution, "cannot serve", refusal.what)
+            result = ("cannot serve", refusal.what)
         else:
-            table.add_row(slot, name, distribution, f"{loss:.6f}", f"{loss - trained:+.1e}")
-    print(f"The same weights, computed by others (as trained: {trained:.6f}):\n")
-    Console().print(table)
+            result = (f"{loss:.6f}", f"{loss - trained:+.1e}")
+        rows.append((slot, ref.partition("/")[2], distribution, *result))
+    print(f"\nThe same weights, computed by others (as trained: {trained:.6f}):\n")
+    print_table(("slot", "name", "distribution", "validation loss", "difference"), rows, emphasised="name")
 
 
 def _candidates() -> Iterator[tuple[str, str, str]]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from transom.cli.describe import describe_all, describe_problem, describe_slot
 from transom.cli.options import examples, json_option
+from transom.cli.table import print_table
 from transom.registry.registry import default_registry
 from transom.slots import SLOT_ALIASES, SLOTS
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-_UNBOUNDED = 10_000  # columns: what is piped is never folded
 _HEADINGS = ("slot", "name", "distribution", "devices", "dtypes", "features", "notes")
 
 
@@ -42,7 +41,7 @@ def command(slot: str | None, as_json: bool) -> None:
         data = {"slots": slots, "implementations": facts, "problems": [describe_problem(p) for p in problems]}
         click.echo(json.dumps(data, indent=2))
         return
-    _print_table([_row(implementation) for implementation in facts])
+    print_table(_HEADINGS, map(_row, facts), emphasised="name")
     _print_problems(problems)
 
 
@@ -61,23 +60,6 @@ def _row(facts: dict[str, Any]) -> tuple[str, ...]:
         features,
         "; ".join(facts["notes"]),
     )
-
-
-def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
-    """Print rows under headings; on a terminal they fold to its width, piped they are one line each."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=None if sys.stdout.isatty() else _UNBOUNDED, highlight=False)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in _HEADINGS:
-        table.add_column(heading, overflow="fold", style="bold" if heading == "name" else None)
-    for row in rows:
-        table.add_row(*row)
-    with console.capture() as captured:
-        console.print(table)
-    for line in captured.get().splitlines():
-        click.echo(line.rstrip())
 
 
 def _print_problems(problems: Sequence[Problem]) -> None:

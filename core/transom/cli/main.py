@@ -6,6 +6,7 @@ nor a plugin.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import select
@@ -19,7 +20,7 @@ import click
 
 from transom import __version__
 from transom.cli.options import examples
-from transom.errors import TransomError
+from transom.errors import OutputError, TransomError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -115,7 +116,14 @@ def main(args: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         if not _reader_is_gone():
             raise
+        _write_no_more()
         return EXIT_BROKEN_PIPE
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _write_no_more()
+        _report(OutputError(f"the output cannot be written: {error.strerror}."))
+        return EXIT_USER_ERROR
     return 0
 
 
@@ -143,10 +151,12 @@ def _report(error: TransomError) -> None:
 
 
 def _reader_is_gone() -> bool:
-    """Whether it is our own output that nobody reads any more, and not some other pipe; if so, stop writing to it."""
+    """Whether it is our own output that nobody reads any more, and not some other pipe."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
-    if not any(event & select.POLLERR for _, event in poll.poll(0)):
-        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _write_no_more() -> None:
+    """Drop what is still buffered for the output, which the interpreter would write when it ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return True

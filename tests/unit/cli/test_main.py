@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import click
 import pytest
@@ -139,3 +140,15 @@ def test_main_is_silent_when_the_reader_of_its_output_goes_away(lines):
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 141
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_main_says_so_when_its_output_cannot_be_written(lines):
+    code = (
+        f"import transom.cli.main as m, transom.cli.list as l, click, sys\n"
+        f"l.command = click.Command('list', callback=lambda: print('line\\n' * {lines}))\nsys.exit(m.main(['list']))"
+    )
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.stderr == "OutputError: the output cannot be written: No space left on device.\n"
+    assert done.returncode == 2
