@@ -267,6 +267,18 @@ def test_config_derives_what_is_not_given():
     assert config.params_dtype == "float32"
 
 
+def test_config_keeps_initialisations_that_are_given():
+    config = TransformerConfig(
+        **SMALL,
+        embedding_init_method_std=0.1,
+        init_method=torch.nn.init.ones_,
+        output_layer_init_method=NormalInit(0.5),
+    )
+    assert config.embedding_init_method_std == 0.1
+    assert config.init_method is torch.nn.init.ones_
+    assert config.output_layer_init_method == NormalInit(0.5)
+
+
 def test_config_keeps_head_size_that_does_not_multiply_to_hidden_size():
     config = TransformerConfig(num_layers=1, hidden_size=50, num_attention_heads=6, kv_channels=16)
     assert (config.kv_channels, config.hidden_size) == (16, 50)
