@@ -67,6 +67,7 @@ def build(
     if tp_group is not None:
         check_ranks(the_plan, tp_group)
     device = str(device or the_plan.context.device)
+    _check_present(device)
     with torch.device(device), _seeded(seed, device):
         model = _Builder(the_plan.root, {})(the_plan.config, tp_group=tp_group)
     model.__dict__["plan"] = the_plan
@@ -102,6 +103,15 @@ def check_ranks(plan: Plan, group: torch.distributed.ProcessGroup) -> None:
         hint="plan under one lock on every rank: transom.plan(spec, lock=...)",
         differences=tuple(found),
     )
+
+
+def _check_present(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # torch raises either, depending on how it was built
+        reason = str(error).splitlines()[0].rstrip(".")
+        what = f"device {device!r} cannot be used here: {reason}."
+        raise SpecError(what, asked_by="device", path="device", file=None, line=None) from error
 
 
 def _unchanged(plan: Plan, **given: Any) -> Plan:

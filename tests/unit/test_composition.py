@@ -80,6 +80,19 @@ def test_build_of_a_plan_refuses_what_the_plan_decided(made, given):
     assert (caught.value.path, caught.value.hint) == (name, f"transom.plan(spec, {name}=...), then build that plan")
 
 
+@pytest.mark.parametrize("reason", [AssertionError("no CUDA here"), RuntimeError("no CUDA here.\nlong story")])
+def test_build_refuses_a_device_that_is_not_there(made, monkeypatch, reason):
+    def refuse(*args, **kwargs):
+        raise reason
+
+    monkeypatch.setattr(torch, "empty", refuse)
+    with pytest.raises(SpecError) as caught:
+        transom.build(made, device="cuda")
+    error = caught.value
+    assert (error.what, error.path) == ("device 'cuda' cannot be used here: no CUDA here.", "device")
+    assert error.__cause__ is reason
+
+
 def test_build_shares_the_modules_of_a_shared_slot():
     model = transom.build("tiny-llama", device="meta")
     assert model.layers[0].self_attention.rotary is model.layers[3].self_attention.rotary
@@ -103,9 +116,7 @@ def test_build_refuses_what_is_no_module(fakes, make_spec):
         with pytest.raises(BuildError) as caught:
             transom.build(made)
     error = caught.value
-    assert error.what == (
-        "layers.0.input_layernorm, norm nothing (registered) gave a NoneType, not a torch.nn.Module."
-    )
+    assert error.what == ("layers.0.input_layernorm, norm nothing (registered) gave a NoneType, not a torch.nn.Module.")
     assert (error.path, error.hint) == ("layers.0.input_layernorm", "report it to the plugin's authors")
 
 

@@ -207,3 +207,12 @@ def test_plan_pickles(fakes, make_spec):
     again = pickle.loads(pickle.dumps(made))
     assert again == made
     assert (again.fingerprint, str(again)) == (made.fingerprint, str(made))
+
+
+def test_plan_refuses_a_device_that_there_is_not(fakes, make_spec):
+    with pytest.raises(SpecError) as caught:
+        plan(make_spec(), device="teapot", registry=fakes)
+    error = caught.value
+    assert (error.what, error.path) == ("no device is called 'teapot'.", "device")
+    assert error.available == ("cpu", "cuda", "cuda:0", "meta")
+    assert "teapot" in str(error.__cause__)
