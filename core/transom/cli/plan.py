@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Literal
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -18,6 +19,10 @@ from transom.cli.options import (
     use_option,
 )
 
+if TYPE_CHECKING:
+    from transom.specs.plan import Plan
+    from transom.specs.totals import Measured
+
 __all__ = ["command"]
 
 
@@ -27,6 +32,7 @@ __all__ = ["command"]
         "transom plan tiny-llama",
         "transom plan my-model.yaml --use core_attention=dot_product --use layers.0.mlp=mlp",
         "transom plan tiny-llama --mode infer --dtype bfloat16 --json",
+        "transom plan llama-405b-shape --totals --world tp=8,pp=16,dp=32",
         "transom plan tiny-llama --locked tiny-llama.lock.json --lock-mode exact",
     ),
 )
@@ -37,6 +43,8 @@ __all__ = ["command"]
 @mode_option
 @locked_option
 @lock_mode_option
+@click.option("--totals", "with_columns", is_flag=True, help="Show what each place costs.")
+@click.option("--world", metavar="SIZES", help="Show what each of many ranks has: tp=8,pp=16,dp=32 (and zero=1).")
 @json_option
 def command(
     spec: str,
@@ -46,6 +54,8 @@ def command(
     mode: Literal["train", "infer"],
     locked: str | None,
     lock_mode: Literal["exact", "compatible", "free"],
+    with_columns: bool,
+    world: str | None,
     as_json: bool,
 ) -> None:
     """Show which implementation a spec gets at every place, and why.
@@ -54,6 +64,28 @@ def command(
     imported.
     """
     from transom.specs.plan import plan
+    from transom.specs.render import render_plan, render_world
+    from transom.specs.world import parse_world, split
 
     made = plan(spec, device=device, dtype=dtype, mode=mode, use=use, lock=locked, lock_mode=lock_mode)
-    click.echo(json.dumps(made.to_dict(), indent=2) if as_json else str(made))
+    measured = _measured(made)
+    sizes = None if world is None else parse_world(world)
+    stages = () if sizes is None else split(made, sizes, measured)
+    if as_json:
+        ranks = {} if sizes is None else {"world": asdict(sizes), "stages": [stage.to_dict() for stage in stages]}
+        click.echo(json.dumps(made.to_dict(measured) | ranks, indent=2))
+        return
+    click.echo(render_plan(made, measured=measured, with_columns=with_columns))
+    if sizes is not None:
+        click.echo(f"\n{render_world(sizes, stages)}")
+
+
+def _measured(made: Plan) -> Measured:
+    """Measure places whose requests do not tell what they cost; only these need torch."""
+    from transom.specs.totals import told
+
+    if all(told(node) for node in made.nodes()):
+        return {}
+    from transom.costs import measure
+
+    return measure(made)

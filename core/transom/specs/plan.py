@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +20,7 @@ from transom.specs.lock import Lock, Mode, check_mode, lock_node, read_lock
 from transom.specs.node import Node
 from transom.specs.planner import Options, Planner, Use
 from transom.specs.spec import ModelSpec
+from transom.specs.totals import Measured, costs, totals
 
 if TYPE_CHECKING:
     import torch
@@ -66,15 +67,21 @@ class Plan:
         content = msgspec.json.encode([shape, config, made_for, chosen], order="deterministic")
         return hashlib.sha256(content).hexdigest()
 
-    def to_dict(self) -> dict[str, Any]:
-        """Give the plan as plain data, one entry a node, with every refusal."""
+    def to_dict(self, measured: Measured | None = None) -> dict[str, Any]:
+        """Give the plan as plain data, one entry a node, with every refusal, and what it costs.
+
+        Args:
+            measured: costs of places whose requests do not tell them, as `transom.costs.measure` finds them.
+        """
+        found = costs(self, measured)
         return {
             "name": self.spec.name,
             "device": self.context.device,
             "dtype": self.context.dtype,
             "mode": self.context.mode,
             "fingerprint": self.fingerprint,
-            "nodes": [node.to_dict() for node in self.nodes()],
+            "totals": totals(self, measured).to_dict(),
+            "nodes": [node.to_dict() | {"cost": asdict(found[node.path])} for node in self.nodes()],
         }
 
     def __str__(self) -> str:
@@ -155,7 +162,7 @@ def _request(spec: ModelSpec, config: TransformerConfig, context: BuildContext) 
 def _context(device: str, config: TransformerConfig, mode: Literal["train", "infer"]) -> BuildContext:
     if mode not in ("train", "infer"):
         raise SpecError(f"mode is {mode!r}.", available=("train", "infer"), path="mode", file=None, line=None)
-    kind = device.split(":")[0]
+    kind = _device_type(device)
     capability = None
     if kind == "cuda":
         import torch
@@ -168,6 +175,17 @@ def _context(device: str, config: TransformerConfig, mode: Literal["train", "inf
         tensor_parallel_size=config.tensor_model_parallel_size,
         compute_capability=capability,
     )
+
+
+def _device_type(device: str) -> str:
+    import torch
+
+    try:
+        return torch.device(device).type
+    except RuntimeError as error:
+        what = f"no device is called {device!r}."
+        kinds = ("cpu", "cuda", "cuda:0", "meta")
+        raise SpecError(what, asked_by="device", available=kinds, path="device", file=None, line=None) from error
 
 
 def _content(value: Any) -> Any:

@@ -1,19 +1,31 @@
-"""A plan as a tree of text: who fills each place, and why the others do not."""
+"""A plan as a tree of text: who fills each place, why the others do not, and what it costs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from transom.specs.totals import Cost, Measured, Totals, costs, totals
+
 if TYPE_CHECKING:
-    from transom.specs.plan import Node, Plan
+    from transom.specs.node import Node
+    from transom.specs.plan import Plan
+    from transom.specs.world import Stage, World
 
-__all__ = ["render_plan"]
+__all__ = ["alike", "group_label", "in_bytes", "in_units", "render_plan", "render_totals", "render_world"]
+
+_GAP = "  "
+_HEADINGS = ("parameters", "FLOPs/token", "cache/token")
 
 
-def render_plan(plan: Plan) -> str:
+def render_plan(plan: Plan, *, measured: Measured | None = None, with_columns: bool = False) -> str:
     """Draw the tree; consecutive layers that are alike are drawn once.
+
+    Args:
+        plan: what to draw.
+        measured: costs of places whose requests do not tell them, as `transom.costs.measure` finds them.
+        with_columns: show what each place costs.
 
     Example:
         >>> from transom import plan
@@ -22,43 +34,141 @@ def render_plan(plan: Plan) -> str:
     """
     context = plan.context
     head = f"{plan.spec.name}: {_who(plan.root)}, {context.dtype} on {context.device}, to {context.mode}"
-    rows = list(_rows(plan.root, ""))
-    width = max((len(label) for label, _ in rows), default=0)
-    return "\n".join([head, *(f"{label:<{width}}  {who}".rstrip() for label, who in rows)])
+    found = costs(plan, measured)
+    rows = list(_rows(plan.root, "", found))
+    if with_columns:
+        rows = [("", "", _HEADINGS), *((label, who, cells or ("",) * 3) for label, who, cells in rows)]
+    else:
+        rows = [(label, who, ()) for label, who, _ in rows]
+    return "\n".join([head, *_aligned(rows), "", render_totals(totals(plan, measured))])
 
 
-def _rows(node: Node, indent: str) -> Iterator[tuple[str, str]]:
-    groups = [group for part in node.parts.values() for group in _alike(part)]
+def render_totals(found: Totals) -> str:
+    """Say in one or two lines what a plan costs."""
+    cost, memory = found.cost, found.memory
+    at_least = "" if cost.is_complete else "at least "
+    parts = [f"{in_bytes(memory.parameters)} parameters"]
+    if memory.gradients:
+        parts += [f"{in_bytes(memory.gradients)} gradients", f"{in_bytes(memory.optimizer)} AdamW"]
+    return (
+        f"Total: {at_least}{in_units(cost.parameters)} parameters, {in_units(cost.flops)} FLOPs a token forward at "
+        f"{found.sequence_length} tokens, {in_bytes(cost.kv_bytes)} of key/value cache a token\n"
+        f"Memory: {in_bytes(memory.total)} ({', '.join(parts)}), without activations"
+    )
+
+
+def render_world(world: World, stages: Sequence[Stage]) -> str:
+    """Draw what a rank of each pipeline stage holds; consecutive stages that are alike are drawn once."""
+    rows: list[tuple[str, ...]] = [
+        ("stage", "layers", "parameters", "memory", "gradients", "AdamW", "in all", "FLOPs/token", "cache/token")
+    ]
+    for _, group in groupby(stages, key=lambda stage: (stage.cost, stage.memory, stage.layers[1] - stage.layers[0])):
+        first, *others = list(group)
+        last = others[-1] if others else first
+        rows.append((_span(first.number, last.number), _span(first.layers[0], last.layers[1] - 1), *_of_rank(first)))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [_GAP.join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    sizes = f"{world.ranks} ranks: tensor-parallel {world.tp}, pipeline {world.pp}, data-parallel {world.dp}"
+    largest = max(stages, key=lambda stage: stage.memory.total)
+    return "\n".join(
+        [
+            f"{sizes}; each has, without activations:",
+            *lines,
+            f"Largest: {in_bytes(largest.memory.total)} on the ranks of stage {largest.number}",
+        ]
+    )
+
+
+def _span(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first} to {last}"
+
+
+def _of_rank(stage: Stage) -> Sequence[str]:
+    memory, cost = stage.memory, stage.cost
+    sizes = [memory.parameters, memory.gradients, memory.optimizer, memory.total]
+    return [in_units(cost.parameters), *map(in_bytes, sizes), in_units(cost.flops), in_bytes(cost.kv_bytes)]
+
+
+def in_units(number: int) -> str:
+    """Write a large number in short.
+
+    Example:
+        >>> in_units(999), in_units(1_672_128), in_units(405_853_388_800)
+        ('999', '1.672 M', '405.9 G')
+    """
+    return _scaled(number, 1000, ("", " k", " M", " G", " T", " P"))
+
+
+def in_bytes(number: int) -> str:
+    """Write a number of bytes in short, in powers of 1024.
+
+    Example:
+        >>> in_bytes(512), in_bytes(3 * 2**30)
+        ('512 B', '3.000 GiB')
+    """
+    return _scaled(number, 1024, (" B", " KiB", " MiB", " GiB", " TiB", " PiB"))
+
+
+def _scaled(number: int, step: int, units: Sequence[str]) -> str:
+    if number < step:
+        return f"{number}{units[0]}"
+    power = 0
+    scaled = float(number)
+    while scaled >= step and power < len(units) - 1:
+        scaled, power = scaled / step, power + 1
+    return f"{scaled:.{max(0, 4 - len(str(int(scaled))))}f}{units[power]}"
+
+
+Row = tuple[str, str, Sequence[str]]
+
+
+def _rows(node: Node, indent: str, found: dict[str, Cost]) -> Iterator[Row]:
+    groups = [group for part in node.parts.values() for group in alike(part, found)]
     for i, group in enumerate(groups):
         last = i == len(groups) - 1
         first = group[0]
-        label = _label(group, node.path)
-        yield f"{indent}{'└─' if last else '├─'} {label}", f"{first.slot}: {_who(first)}"
+        label = f"{indent}{'└─' if last else '├─'} {group_label(group, node.path)}"
+        yield label, f"{first.slot}: {_who(first)}", _cells(found[first.path])
         deeper = indent + ("   " if last else "│  ")
         bar = "│  " if first.parts else "   "
-        for verdict in first.resolution.verdicts:
-            if not verdict.ok:
-                hint = f" ({verdict.hint})" if verdict.hint else ""
-                yield f"{deeper}{bar}not {verdict.ref}", f"{verdict.stage}: {verdict.reason}{hint}"
-        yield from _rows(first, deeper)
+        for verdict in first.resolution.refused:
+            hint = f" ({verdict.hint})" if verdict.hint else ""
+            yield f"{deeper}{bar}not {verdict.ref}", f"{verdict.stage}: {verdict.reason}{hint}", ()
+        yield from _rows(first, deeper, found)
 
 
-def _alike(part: Node | tuple[Node, ...]) -> list[Sequence[Node]]:
+def _cells(cost: Cost) -> tuple[str, str, str]:
+    cached = in_bytes(cost.kv_bytes) if cost.kv_bytes else ""
+    numbers = [in_units(number) if number else "" for number in (cost.parameters, cost.flops)]
+    mark = "" if cost.is_complete else "≥ "
+    return (mark + numbers[0], mark + numbers[1], cached)
+
+
+def _aligned(rows: Sequence[Row]) -> Iterator[str]:
+    widths = [max((len(row[i]) for row in rows), default=0) for i in range(2)]
+    columns = max((len(cells) for _, _, cells in rows), default=0)
+    cell_widths = [max(len(cells[i]) for _, _, cells in rows if cells) for i in range(columns)]
+    for label, who, cells in rows:
+        line = f"{label:<{widths[0]}}{_GAP}{who:<{widths[1]}}"
+        shown = [f"{cell:>{width}}" for cell, width in zip(cells, cell_widths, strict=True)] if columns else []
+        yield _GAP.join([line, *shown]).rstrip()
+
+
+def alike(part: Node | tuple[Node, ...], found: Mapping[str, Cost]) -> list[Sequence[Node]]:
+    """Group consecutive nodes of a list that are filled alike, and cost the same, all the way down."""
     if not isinstance(part, tuple):
         return [(part,)]
-    return [list(group) for _, group in groupby(part, key=_signature)]
+    return [list(group) for _, group in groupby(part, key=lambda node: _signature(node, found))]
 
 
-def _signature(node: Node) -> object:
-    parts = tuple(
-        (name, tuple(_signature(n) for n in (part if isinstance(part, tuple) else (part,))))
-        for name, part in node.parts.items()
-    )
-    refusals = tuple((v.ref, v.stage, v.reason) for v in node.resolution.verdicts)
-    return (node.slot, node.resolution.chosen.ref, refusals, repr(node.options), parts)
+def _signature(node: Node, found: Mapping[str, Cost]) -> object:
+    refusals = tuple((v.ref, v.stage, v.reason) for v in node.resolution.refused)
+    parts = tuple((child.path.removeprefix(node.path), _signature(child, found)) for child in node.children())
+    return (node.slot, node.resolution.chosen.ref, refusals, repr(node.options), found[node.path], parts)
 
 
-def _label(group: Sequence[Node], parent: str) -> str:
+def group_label(group: Sequence[Node], parent: str) -> str:
+    """Name a group of places below their parent."""
     names = [node.path.removeprefix(f"{parent}." if parent else "") for node in (group[0], group[-1])]
     return names[0] if len(group) == 1 else f"{names[0]} to {names[1].rpartition('.')[2]} ({len(group)} alike)"
 

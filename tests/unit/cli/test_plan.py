@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from transom import plan
+from torch import nn
+from transom import override, plan
 from transom.cli.main import main
+from transom.specs.render import render_plan
 
 
 def test_plan_prints_the_plan(capsys):
@@ -48,3 +50,46 @@ def test_plan_hands_its_options_on(capsys):
 def test_plan_tells_what_is_wrong(capsys, args, error):
     assert main(["plan", *args]) == 2
     assert capsys.readouterr().err.startswith(error)
+
+
+def test_plan_shows_what_each_place_costs_when_asked(capsys):
+    main(["plan", "tiny-llama", "--totals"])
+    assert capsys.readouterr().out == f"{render_plan(plan('tiny-llama'), with_columns=True)}\n"
+
+
+class OwnMLP(nn.Module):
+    def __init__(self, config, submodules, is_expert=False, input_size=None, ffn_hidden_size=None, tp_group=None):
+        super().__init__()
+        self.mix = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states, per_token_scale=None):
+        return self.mix(hidden_states), None
+
+
+def test_plan_measures_what_requests_do_not_tell(capsys):
+    with override("mlp", "own", OwnMLP):
+        main(["plan", "tiny-llama", "--use", "mlp=own", "--json"])
+    data = json.loads(capsys.readouterr().out)
+    (node,) = [node for node in data["nodes"] if node["path"] == "layers.0.mlp"]
+    assert node["cost"] == {
+        "parameters": 192 * 192 + 192,
+        "flops": 2 * 192 * 192,
+        "kv_bytes": 0,
+        "is_complete": True,
+    }
+
+
+def test_plan_shows_what_each_of_many_ranks_has(capsys):
+    assert main(["plan", "llama-405b-shape", "--world", "tp=8,pp=16,dp=32"]) == 0
+    out = capsys.readouterr().out
+    assert "4096 ranks: tensor-parallel 8, pipeline 16, data-parallel 32" in out
+    assert main(["plan", "llama-405b-shape", "--world", "tp=8,pp=16,dp=32", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["world"] == {"tp": 8, "pp": 16, "dp": 32, "zero": 0}
+    assert [stage["layers"] for stage in data["stages"]][:2] == [[0, 7], [7, 15]]
+    assert data["stages"][1]["parameters"] == 8 * (16384 * (18432 + 16384 + 3 * 53248) // 8 + 2 * 16384)
+
+
+def test_plan_refuses_a_world_that_does_not_fit(capsys):
+    assert main(["plan", "tiny-llama", "--world", "pp=9"]) == 2
+    assert capsys.readouterr().err.startswith("ParallelError: 4 layers do not fill 9 pipeline stages.")

@@ -1,0 +1,267 @@
+"""What each rank holds and computes when a model is split over many: arithmetic on a plan, nothing is built."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+from transom.errors import ParallelError
+from transom.slots.core_attention import CoreAttentionRequest
+from transom.slots.embedding import EmbeddingRequest
+from transom.slots.linear import LinearRequest
+from transom.slots.model import ModelRequest
+from transom.specs.totals import Cost, Measured, Memory, item_size, own_cost
+
+if TYPE_CHECKING:
+    from transom.specs.node import Node
+    from transom.specs.plan import Plan
+    from transom.transformer.transformer_config import TransformerConfig
+
+__all__ = ["Stage", "World", "parse_world", "split"]
+
+_ZERO = "0: nothing, 1: the optimizer's state, 2: gradients too, 3: parameters too"
+
+
+@dataclass(frozen=True)
+class World:
+    """How many ranks share what.
+
+    Args:
+        tp: ranks that share each layer's weights.
+        pp: pipeline stages, which share the layers.
+        dp: ranks that hold the same and see other data.
+        zero: what the data-parallel ranks split among themselves: 0 nothing, 1 the optimizer's state, 2 gradients too,
+            3 parameters too.
+    """
+
+    tp: int = 1
+    pp: int = 1
+    dp: int = 1
+    zero: int = 0
+
+    @property
+    def ranks(self) -> int:
+        """All of them."""
+        return self.tp * self.pp * self.dp
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one rank of a pipeline stage has.
+
+    Args:
+        number: of the stage, from 0.
+        layers: the first and the one after the last of its layers, from 0.
+        cost: its parameters, and its part of the FLOPs and of the cache of every token.
+        memory: in bytes.
+    """
+
+    number: int
+    layers: tuple[int, int]
+    cost: Cost
+    memory: Memory
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give it as plain data."""
+        return {
+            "stage": self.number,
+            "layers": list(self.layers),
+            "parameters": self.cost.parameters,
+            "flops_per_token": self.cost.flops,
+            "kv_cache_bytes_per_token": self.cost.kv_bytes,
+            "memory": self.memory.to_dict(),
+        }
+
+
+def parse_world(text: str) -> World:
+    """Read ``tp=8,pp=16,dp=32,zero=1``; what is not given is 1, and zero is 0.
+
+    Raises:
+        ParallelError: another word, or a number that cannot be.
+
+    Example:
+        >>> parse_world("tp=8,pp=16").ranks
+        128
+    """
+    sizes: dict[str, int] = {}
+    for piece in text.split(","):
+        name, _, number = (word.strip() for word in piece.partition("="))
+        if name not in World.__dataclass_fields__:
+            raise _error(f"{piece.strip()!r} is no size of a world.", "tp=8,pp=16,dp=32,zero=1")
+        if name in sizes:
+            raise _error(f"{name} is given twice.", "each size once")
+        if not re.fullmatch(r"[0-9]{1,7}", number) or (name != "zero" and int(number) < 1):
+            raise _error(f"{name} is {number!r}, not a number of ranks.", "a number from 1 on")
+        sizes[name] = int(number)
+    if sizes.get("zero", 0) > 3:
+        raise _error(f"zero is {sizes['zero']}.", _ZERO)
+    return World(**sizes)
+
+
+def split(plan: Plan, world: World, measured: Measured | None = None) -> tuple[Stage, ...]:
+    """Say what one rank of every pipeline stage holds and computes.
+
+    Linears, embedding tables, heads and logits are split over the tensor-parallel ranks; norms, biases of row linears
+    and what no request tells are whole on each. The first stage has what stands before the layers, the last what stands
+    after, with a copy of an embedding table that is the output weight too.
+
+    Args:
+        plan: of the whole model.
+        world: how many ranks there are.
+        measured: costs of places whose requests do not tell them.
+
+    Returns:
+        one entry a stage.
+
+    Raises:
+        ParallelError: something does not divide over the ranks.
+    """
+    shares = _Shares(plan.spec.max_sequence_length, world.tp, measured or {})
+    before, layers, after = _places(plan.root)
+    costs = [shares.of(layer)[1] for layer in layers]
+    ends = list(accumulate(_layer_counts(len(layers), plan.config, world.pp), initial=0))
+    stages = []
+    for number in range(world.pp):
+        first, last = ends[number], ends[number + 1]
+        cost = sum(costs[first:last], Cost())
+        if number == 0:
+            cost = sum((shares.of(node)[1] for node in before), cost)
+        if number == world.pp - 1:
+            cost = sum((shares.of(node)[1] for node in after), cost) + shares.own(plan.root)[1]
+            cost += _copies(plan.root, before, shares, world)
+        memory = _memory(Memory.of(cost.parameters, plan.context.dtype, plan.context.mode), world, plan.context.dtype)
+        stages.append(Stage(number, (first, last), cost, memory))
+    return tuple(stages)
+
+
+def _places(root: Node) -> tuple[list[Node], list[Node], list[Node]]:
+    """Sort the model's parts: what stands before the layers, the layers, what stands after."""
+    before: list[Node] = []
+    layers: list[Node] = []
+    after: list[Node] = []
+    for part in root.parts.values():
+        nodes = list(part) if isinstance(part, tuple) else [part]
+        if nodes and nodes[0].slot == "layer":
+            layers += nodes
+        else:
+            (after if layers else before).extend(nodes)
+    return before, layers, after
+
+
+def _layer_counts(layers: int, config: TransformerConfig, stages: int) -> list[int]:
+    first, last = config.num_layers_in_first_pipeline_stage, config.num_layers_in_last_pipeline_stage
+    if stages > layers:
+        raise _error(f"{layers} layers do not fill {stages} pipeline stages.", f"pp={layers} or less")
+    if stages > 1 and (first is not None or last is not None):
+        return _around(layers, first, last, stages)
+    ends = [config.account_for_embedding_in_pipeline_split, config.account_for_loss_in_pipeline_split]
+    if layers % stages == 0 and not any(ends):
+        return [layers // stages] * stages
+    if not any(ends):
+        ends = [True, True]
+    size, more = divmod(layers + sum(ends), stages)
+    counts = [size] * stages
+    for number in [0, stages - 1, *range(1, stages - 1)][:more]:  # the ends first, or one might have no layer
+        counts[number] += 1
+    counts[0] -= ends[0]
+    counts[-1] -= ends[1]
+    return counts
+
+
+def _around(layers: int, first: int | None, last: int | None, stages: int) -> list[int]:
+    """Spread what the first and the last stage leave evenly over the others."""
+    others = stages - (first is not None) - (last is not None)
+    rest = layers - (first or 0) - (last or 0)
+    if rest < 0 or (rest % others if others else rest):
+        what = (
+            f"{rest} layers do not divide over {others} pipeline stages, beside those of the first and the last stage."
+        )
+        raise _error(what, "another pp, or num_layers_in_first_pipeline_stage and num_layers_in_last_pipeline_stage")
+    middle = [rest // others] * others if others else []
+    return [*([] if first is None else [first]), *middle, *([] if last is None else [last])]
+
+
+@dataclass(frozen=True)
+class _Shares:
+    """What a tensor-parallel rank has of a place."""
+
+    length: int
+    ranks: int
+    measured: Measured
+
+    def of(self, node: Node) -> tuple[Cost, Cost]:
+        """Return the cost of a place on one rank alone, and of this rank among several."""
+        whole, share = self.own(node)
+        for child in node.children():
+            inner = self.of(child)
+            whole, share = whole + inner[0], share + inner[1]
+        if node.path in self.measured:
+            # What was measured beyond the parts is of a third party's making, and whole on each rank.
+            known, whole = whole, self.measured[node.path]
+            share = share + _less(whole, known)
+        return whole, share
+
+    def own(self, node: Node) -> tuple[Cost, Cost]:
+        """Likewise, without what is inside it."""
+        whole = own_cost(node, self.length)
+        for name, size in _divided(node):
+            if size % self.ranks:
+                what = f"{node.path}: {name} {size} does not divide over {self.ranks} tensor-parallel ranks."
+                raise _error(what, f"a tp that divides {size}")
+        return whole, _share(node, whole, self.ranks)
+
+
+def _less(cost: Cost, other: Cost) -> Cost:
+    return Cost(
+        cost.parameters - other.parameters, cost.flops - other.flops, cost.kv_bytes - other.kv_bytes, cost.is_complete
+    )
+
+
+def _divided(node: Node) -> Iterator[tuple[str, int]]:
+    """Yield what must divide over the ranks."""
+    request = node.request
+    if isinstance(request, LinearRequest):
+        name = "output_size" if node.slot == "column_linear" else "input_size"
+        yield name, getattr(request, name)
+    if isinstance(request, EmbeddingRequest):
+        yield "num_embeddings", request.num_embeddings
+    if isinstance(request, CoreAttentionRequest):
+        ranks = request.context.tensor_parallel_size
+        yield "num_attention_heads", request.num_attention_heads * ranks
+        yield "num_query_groups", request.num_query_groups * ranks
+
+
+def _share(node: Node, whole: Cost, ranks: int) -> Cost:
+    request = node.request
+    if not isinstance(request, LinearRequest | EmbeddingRequest | CoreAttentionRequest | ModelRequest):
+        return whole
+    share = Cost(whole.parameters // ranks, whole.flops // ranks, whole.kv_bytes // ranks, whole.is_complete)
+    if node.slot == "row_linear" and isinstance(request, LinearRequest) and request.bias:
+        weight = request.input_size * request.output_size
+        return replace(share, parameters=weight // ranks + request.output_size)
+    return share
+
+
+def _copies(root: Node, before: Sequence[Node], shares: _Shares, world: World) -> Cost:
+    """Return what the last stage has a copy of: the embedding table that is the output weight too."""
+    request = root.request
+    is_shared = isinstance(request, ModelRequest) and request.share_embeddings_and_output_weights
+    if world.pp == 1 or not is_shared:
+        return Cost()
+    tables = [node for node in before if isinstance(node.request, EmbeddingRequest)]
+    return shares.of(tables[0])[1] if tables else Cost()
+
+
+def _memory(whole: Memory, world: World, dtype: str) -> Memory:
+    def part(size: int, level: int) -> int:
+        numbers = size // item_size(dtype)
+        return -(-numbers // world.dp) * item_size(dtype) if world.zero >= level else size
+
+    return Memory(part(whole.parameters, 3), part(whole.gradients, 2), part(whole.optimizer, 1))
+
+
+def _error(what: str, hint: str) -> ParallelError:
+    return ParallelError(what, asked_by="--world", hint=hint)
