@@ -12,16 +12,16 @@ import click
 
 from transom.cli.describe import describe_all, describe_slot
 from transom.cli.options import examples, json_option
-from transom.errors import PluginImportError, UnknownImplementationError
-from transom.registry.names import near, normalise, split_reference
+from transom.errors import PluginImportError
+from transom.registry.find import find
 from transom.registry.registry import default_registry
-from transom.slots import SLOT_ALIASES, SLOTS
+from transom.slots import SLOTS
 
 if TYPE_CHECKING:
     from transom.registry.implementation import Implementation
     from transom.registry.registry import Registry
 
-__all__ = ["command", "find"]
+__all__ = ["command"]
 
 _LABEL = 16
 
@@ -45,7 +45,7 @@ def command(ref: str, with_import: bool, as_json: bool) -> None:
     Without --import only data is read.
     """
     registry = default_registry()
-    found = find(registry, ref)
+    found = find(registry, ref, asked_by="transom show")
     shown = describe_all(found, registry)
     for implementation, facts in zip(found, shown, strict=True):
         facts["contract"] = describe_slot(implementation.slot, SLOTS.get(implementation.slot))
@@ -62,44 +62,6 @@ def _documentation(implementation: Implementation, registry: Registry) -> str:
         click.echo(error.data["traceback"] or "", err=True)
         raise
     return inspect.getdoc(builder) or ""
-
-
-def find(registry: Registry, ref: str) -> tuple[Implementation, ...]:
-    """Find what a reference may mean: ``name``, ``distribution/name``, or either behind a slot and a slash.
-
-    Args:
-        registry: where to look.
-        ref: the reference.
-
-    Returns:
-        every match: a name may be known to several slots, and to several distributions.
-
-    Raises:
-        UnknownImplementationError: when nothing matches.
-    """
-    scope, _, rest = ref.partition("/")
-    slot = scope if rest and (scope in registry.slots or scope in SLOT_ALIASES) else None
-    distribution, name = split_reference(rest if slot else ref)
-    candidates = registry.implementations(slot)
-    found = tuple(
-        candidate
-        for candidate in candidates
-        if candidate.name == name
-        and (distribution is None or normalise(candidate.distribution) == normalise(distribution))
-    )
-    if found:
-        return found
-    guesses = near(name, [candidate.name for candidate in candidates])
-    hints = [f"{', '.join(guesses)}?"] if guesses else []
-    hints += [f"{ref} is a slot: transom list {ref}"] if ref in registry.slots or ref in SLOT_ALIASES else []
-    raise UnknownImplementationError(
-        f"no {slot or 'implementation'} is named {rest if slot else ref!r}.",
-        asked_by="transom show",
-        available=dict.fromkeys(candidate.label for candidate in candidates),
-        hint="   ".join([*hints, f"All: transom list{f' {slot}' if slot else ''}"]),
-        slot=slot or "",
-        name=name,
-    )
 
 
 def _render(facts: dict[str, Any]) -> str:

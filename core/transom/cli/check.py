@@ -1,0 +1,110 @@
+"""`transom check`: whether an implementation is what its card and its slot's contract say."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from transom.checkpoint.atomic import write_file
+from transom.cli.options import examples, json_option
+from transom.cli.table import print_table
+from transom.registry.find import find
+from transom.registry.registry import default_registry
+from transom.testing.report import AREAS
+
+if TYPE_CHECKING:
+    from transom.testing import Outcome, Report
+
+__all__ = ["EXIT_NOT_CONFORMING", "command"]
+
+EXIT_NOT_CONFORMING = 1
+
+
+@click.command(
+    "check",
+    epilog=examples(
+        "transom check dot_product",
+        "transom check transom/torch_norm --conformance",
+        "transom check linear/torch_linear --conformance --report report.json --badge conformance.md",
+    ),
+)
+@click.argument("ref", metavar="[SLOT/]REF")
+@click.option("--conformance", is_flag=True, help="Run it too, against the reference and its slot's contract.")
+@click.option("--only", metavar="TEXT", help="Only cases whose id contains this.")
+@click.option("--all", "show_all", is_flag=True, help="List every case, not only those that fail.")
+@click.option("--report", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False), help="Write JSON.")
+@click.option(
+    "--badge", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False), help="Write a Markdown table."
+)
+@json_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    ref: str,
+    conformance: bool,
+    only: str | None,
+    show_all: bool,
+    report: Path | None,
+    badge: Path | None,
+    as_json: bool,
+) -> None:
+    """Check an implementation; exit with 1 when a case fails.
+
+    REF is a name, or distribution/name; a slot before it says which is meant where several slots know the name.
+    Without --conformance, its card, its entry point, its signature, its refusals and its import are checked.
+    """
+    from transom.testing import cases_for, declaration_cases, run_cases
+
+    generate = cases_for if conformance else declaration_cases
+    reports = []
+    for implementation in find(default_registry(), ref, asked_by="transom check"):
+        cases = [case for case in generate(implementation) if only is None or only in case.id]
+        if not cases:
+            raise click.BadParameter(f"no case of {implementation.slot} {implementation.ref} has {only!r} in its id.")
+        made = run_cases(implementation, cases, on_outcome=None if as_json else _show_progress)
+        reports.append(made)
+        if not as_json:
+            click.echo(err=True)
+            _print(made, show_all)
+    data = [each.to_dict() for each in reports]
+    if as_json:
+        click.echo(json.dumps(data, indent=2))
+    if report is not None:
+        write_file(report, f"{json.dumps(data, indent=2)}\n".encode())
+    if badge is not None:
+        write_file(badge, "\n".join(each.to_markdown() for each in reports).encode())
+    if not all(each.conforms for each in reports):
+        ctx.exit(EXIT_NOT_CONFORMING)
+
+
+def _show_progress(outcome: Outcome) -> None:
+    """Write one sign a case to stderr."""
+    click.echo({"passed": ".", "failed": "F", "skipped": "s"}[outcome.status], nl=False, err=True)
+
+
+def _print(report: Report, show_all: bool) -> None:
+    """Print what came out of one implementation: its areas, then the cases that a reader should look at."""
+    chosen = report.implementation
+    click.secho(f"{chosen.slot} {chosen.label}", bold=True)
+    rows = []
+    for area, count in report.by_area().items():
+        seconds = sum(outcome.seconds for outcome in report.outcomes if outcome.case.area == area)
+        numbers = [str(count[status]) for status in ("passed", "failed", "skipped")]
+        rows.append([area, *numbers, f"{seconds:.1f} s", AREAS[area]])
+    print_table(["area", "passed", "failed", "skipped", "time", "what it shows"], rows, emphasised="area")
+    if show_all:
+        click.echo()
+        listed = [[each.case.id, each.status, each.case.shows] for each in report.outcomes]
+        print_table(["case", "result", "what it shows"], listed)
+    for outcome in (*report.skipped, *report.failed):
+        click.secho(f"\n{outcome.status} {outcome.case.id}", fg="red" if outcome.status == "failed" else "yellow")
+        click.echo(textwrap.indent(f"should show that {outcome.case.shows}\n{outcome.detail}", "  "))
+    passed = sum(outcome.status == "passed" for outcome in report.outcomes)
+    verdict = (
+        f"{passed} of {len(report.outcomes)} cases passed, {len(report.failed)} failed, {len(report.skipped)} skipped."
+    )
+    click.secho(f"\n{verdict}", fg="green" if report.conforms else "red")

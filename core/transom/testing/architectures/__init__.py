@@ -1,0 +1,1 @@
+"""Cases of the architecture slots: what the contract promises, whatever the mathematics."""

@@ -1,0 +1,1 @@
+"""Cases of the kernel slots: agreement with a float64 reference."""
