@@ -26,6 +26,8 @@ class Fast:
     __call__ = forward
 '''
 
+os.environ["TRANSOM_CONFIG"] = os.devnull  # whoever runs the tests may have a config file of their own
+
 
 class Site:
     """A site directory into which tests install."""

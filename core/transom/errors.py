@@ -11,7 +11,9 @@
     │   ├── AmbiguousNameError        two distributions registered the name
     │   ├── DuplicateNameError        a name is taken and `replace` was not given
     │   ├── CardError                 a transom.toml is wrong
-    │   ├── PolicyError               the environment or the user's config forbids or is wrong
+    │   ├── PolicyError               the policy forbids, or a variable of it is wrong
+    │   ├── UserConfigError           the user's config file is wrong
+    │   ├── HookError                 a hook is unknown, or breaks the contract of hooks
     │   ├── PluginImportError         an implementation's import failed
     │   └── ResolutionError           no asked implementation can serve the request
     ├── PlanMismatchError             a lock, a checkpoint or another rank chose otherwise
@@ -47,6 +49,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DuplicateNameError",
+    "HookError",
     "InputError",
     "MaskError",
     "OutputError",
@@ -60,6 +63,7 @@ __all__ = [
     "TransomError",
     "UnknownImplementationError",
     "UnknownSlotError",
+    "UserConfigError",
 ]
 
 _LABEL_WIDTH = 12
@@ -186,6 +190,19 @@ class CardError(RegistryError):
 
 class PolicyError(RegistryError):
     """A policy setting is nonsense."""
+
+
+class UserConfigError(RegistryError):
+    """The user's config file cannot be read or says something that cannot be; `file` and `path` say where."""
+
+    file: str
+    path: str
+
+
+class HookError(RegistryError):
+    """No hook has this name, or a hook breaks the contract of hooks; `hook` names it."""
+
+    hook: str
 
 
 class PluginImportError(RegistryError):

@@ -172,7 +172,7 @@ def _given(module: Callable[..., Any], place: Part, path: str) -> Resolution:
     name = getattr(module, "__qualname__", type(module).__qualname__)
     value = f"{getattr(module, '__module__', '?')}:{name}"
     chosen = Implementation(place.slot, name, REGISTERED, "", value, module)
-    verdict = judge(chosen, slot, place.request, Policy.from_environment())
+    verdict = judge(chosen, slot, place.request, Policy.current())
     if not verdict.ok:
         raise SpecError(
             f"{path} is filled with {name}, which cannot serve: {verdict.reason}.",

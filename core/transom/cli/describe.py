@@ -33,7 +33,7 @@ def describe_all(implementations: Iterable[Implementation], registry: Registry) 
         ``unmet`` holds one complaint a requirement that is not met; ``lacks`` the slot's features that the card does
         not declare, `None` where that cannot be said; ``notes`` a few words on each of these that a reader should know.
     """
-    policy = Policy.from_environment()
+    policy = Policy.current()
     counts = Counter((other.slot, other.name) for other in registry.implementations())
     described = []
     for implementation in implementations:

@@ -1,4 +1,4 @@
-"""Which distributions may run: allow, deny and strict, from the environment.
+"""Which distributions may run: allow, deny and strict, from the environment and the user's config.
 
 This is no sandbox: it says by name what may be chosen. The protection is that a plugin that nothing names is never
 executed.
@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 
 from transom.errors import PolicyError
 from transom.registry.names import CORE, normalise
+from transom.registry.user_config import config_file, user_config
 
 __all__ = ["ALLOW", "DENY", "STRICT", "Policy", "parse_boolean"]
 
@@ -33,6 +34,8 @@ class Policy:
         allow: globs over distribution names; empty = every distribution.
         deny: globs over distribution names; denying wins over allowing.
         strict: an implementation that fails to import raises, even where a chain names another after it.
+        allow_from: where `allow` was read from, for messages.
+        deny_from: where `deny` was read from, for messages.
 
     Example:
         >>> policy = Policy(allow=("acme-*",), deny=("acme-evil",))
@@ -43,6 +46,25 @@ class Policy:
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
     strict: bool = False
+    allow_from: str = ALLOW
+    deny_from: str = DENY
+
+    @classmethod
+    def current(cls) -> Policy:
+        """Read the environment, and for what it does not say the user's config.
+
+        Raises:
+            PolicyError: when a variable is nonsense.
+            UserConfigError: when the file is.
+        """
+        told, settings, file = cls.from_environment(), user_config().policy, config_file()
+        return cls(
+            allow=told.allow or settings.allow,
+            deny=told.deny or settings.deny,
+            strict=told.strict if os.environ.get(STRICT) else settings.strict,
+            allow_from=f"policy.allow in {file}" if settings.allow and not told.allow else ALLOW,
+            deny_from=f"policy.deny in {file}" if settings.deny and not told.deny else DENY,
+        )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Policy:
@@ -68,9 +90,9 @@ class Policy:
             return None
         for glob in self.deny:
             if fnmatchcase(name, normalise(glob)):
-                return f"{DENY} has {glob!r}"
+                return f"{self.deny_from} has {glob!r}"
         if self.allow and not any(fnmatchcase(name, normalise(glob)) for glob in self.allow):
-            return f"{ALLOW} does not have it"
+            return f"{self.allow_from} does not have it"
         return None
 
     def idle(self, distributions: Iterable[str]) -> tuple[str, ...]:
@@ -81,12 +103,9 @@ class Policy:
         """
         names = {normalise(name) for name in distributions} | {CORE}
         plugins = names - {CORE}
-        pairs = [(ALLOW, glob, names) for glob in self.allow] + [(DENY, glob, plugins) for glob in self.deny]
-        return tuple(
-            f"{variable} has {glob!r}, which {_why_idle(variable, glob)}"
-            for variable, glob, candidates in pairs
-            if not any(fnmatchcase(name, normalise(glob)) for name in candidates)
-        )
+        idle = [(self.allow_from, glob, "matches no installed plugin") for glob in self.allow if not _hits(glob, names)]
+        idle += [(self.deny_from, glob, _why_idle(glob)) for glob in self.deny if not _hits(glob, plugins)]
+        return tuple(f"{source} has {glob!r}, which {why}" for source, glob, why in idle)
 
 
 def parse_boolean(variable: str, text: str) -> bool:
@@ -128,7 +147,12 @@ def _globs(variable: str, text: str) -> tuple[str, ...]:
     return globs
 
 
-def _why_idle(variable: str, glob: str) -> str:
-    if variable == DENY and fnmatchcase(CORE, normalise(glob)):
+def _hits(glob: str, names: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, normalise(glob)) for name in names)
+
+
+def _why_idle(glob: str) -> str:
+    """Say why denying by a pattern changes nothing."""
+    if fnmatchcase(CORE, normalise(glob)):
         return "has no effect: core cannot be denied"
     return "matches no installed plugin"

@@ -324,7 +324,7 @@ class _Slots(Mapping[str, Slot]):
 
 def _load_slot(entry: Entry) -> Slot:
     label = f"{entry.name} ({entry.distribution} {entry.version})"
-    refusal = Policy.from_environment().refusal(entry.distribution)
+    refusal = Policy.current().refusal(entry.distribution)
     if refusal is not None:
         raise PolicyError(f"the slot {label} may not be imported: {refusal}.", distribution=entry.distribution)
     slot = import_object(entry.value, f"the slot {label}", slot=entry.name, name=entry.name)

@@ -11,6 +11,7 @@ from transom.registry.implementation import Implementation
 from transom.registry.names import AUTO, parse_chain
 from transom.registry.policy import Policy
 from transom.registry.registry import Registry, default_registry
+from transom.registry.user_config import config_file, user_config
 from transom.registry.verdict import Verdict, judge, judge_by_card
 from transom.slots.request import Request
 from transom.slots.slot import Slot
@@ -55,8 +56,14 @@ class Resolution(Attempt):
 
 
 def auto_order(slot: Slot) -> tuple[str, ...]:
-    """Return the names that ``auto`` stands for in a slot: core's own choice, into which no plugin gets by itself."""
-    return () if slot.default is None else (slot.default,)
+    """Return the names that ``auto`` stands for in a slot: the user's order, or else core's own choice.
+
+    No plugin gets into it by itself.
+
+    Raises:
+        UserConfigError: when the user's config file is wrong.
+    """
+    return user_config().order(slot.name) or (() if slot.default is None else (slot.default,))
 
 
 def resolve(
@@ -74,11 +81,11 @@ def resolve(
 
     Args:
         slot_name: the slot.
-        asked: one name, ``"a | b | c"``, or a list; ``auto`` stands for core's own order.
+        asked: one name, ``"a | b | c"``, or a list; ``auto`` stands for the user's order, or else core's own.
         request: what must be served.
         asked_by: who asked: a path in a spec, an option, an argument.
         registry: where to look; `None` = this process's.
-        policy: which distributions may be chosen; `None` = what the environment says.
+        policy: which distributions may be chosen; `None` = `Policy.current`.
 
     Returns:
         the choice, which can be pickled.
@@ -92,11 +99,18 @@ def resolve(
         PluginImportError: when an import fails in a chain under TRANSOM_STRICT.
     """
     registry = default_registry() if registry is None else registry
-    policy = Policy.from_environment() if policy is None else policy
+    policy = Policy.current() if policy is None else policy
     slot = registry.slot(slot_name, asked_by=asked_by)
-    question = _Question(slot, parse_chain(asked, asked_by=asked_by), request, registry, policy, asked_by)
+    names = parse_chain(asked, asked_by=asked_by)
+    question = _Question(slot, names, request, registry, policy, _origin(names, slot, asked_by))
     question.warn_of_idle_patterns()
     return question.answer()
+
+
+def _origin(names: tuple[str, ...], slot: Slot, asked_by: str | None) -> str | None:
+    """Say who asked, the user's config included where ``auto`` took its names from there."""
+    key = user_config().auto_key(slot.name) if AUTO in names else None
+    return asked_by if key is None else ", ".join(filter(None, [asked_by, f"auto.{key} in {config_file()}"]))
 
 
 @dataclass(frozen=True)

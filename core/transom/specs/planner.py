@@ -51,7 +51,7 @@ class Planner:
 
     def __post_init__(self) -> None:
         spec, given = self.spec, "the call's arguments"
-        self._policy = Policy.from_environment()
+        self._policy = Policy.current()
         self.bundles = load_bundles(spec.bundle, self.registry, self._policy, asked_by=f"bundle in {spec.source}")
         self._use: Rules[tuple[str, ...]] = Rules(
             "use",

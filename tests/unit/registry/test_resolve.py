@@ -266,3 +266,30 @@ def test_resolution_error_pickles(registry):
     copy = pickle.loads(pickle.dumps(caught.value))
     assert str(copy) == str(caught.value)
     assert copy.resolution == caught.value.resolution
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """Give a function that writes the user's config file."""
+
+    def write(text):
+        path = tmp_path / f"config{len(text)}.toml"
+        path.write_text(text)
+        monkeypatch.setenv("TRANSOM_CONFIG", str(path))
+        return path
+
+    return write
+
+
+def test_auto_order_is_the_user_s_where_the_config_says_one(config):
+    config('[auto]\nnorm = ["fast", "torch_norm"]\nlinear = "a | b"')
+    assert auto_order(SLOTS["norm"]) == ("fast", "torch_norm")
+    assert auto_order(SLOTS["row_linear"]) == ("a", "b")
+    assert auto_order(SLOTS["loss"]) == ("cross_entropy",)
+
+
+def test_auto_that_cannot_serve_names_the_config_among_who_asked(config):
+    path = config('[auto]\nnorm = ["gone_norm"]')
+    with pytest.raises(UnknownImplementationError, match="no norm is named 'gone_norm'") as caught:
+        resolve("norm", "auto", REQUEST, asked_by="use.norm in my.yaml")
+    assert caught.value.asked_by == f"use.norm in my.yaml, auto.norm in {path}"
