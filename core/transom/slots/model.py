@@ -92,6 +92,10 @@ MODEL = Slot(
     request=ModelRequest,
     builder=ModelBuilder,
     interface=Model,
-    features={"tensor_parallel": "the weights are split over several processes"},
+    features={
+        "tensor_parallel": "the weights are split over several processes",
+        "pipeline_parallel": "the layers are split over several processes",
+        "context_parallel": "each sequence is split over several processes",
+    },
     default="decoder",
 )

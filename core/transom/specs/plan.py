@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from transom.errors import SpecError
+from transom.registry.hooks import Hook, load_hooks
 from transom.registry.registry import Registry, default_registry
 from transom.slots import BuildContext, Part
 from transom.slots.model import ModelRequest
+from transom.specs.hooking import hooks_of, modified
 from transom.specs.load import load_spec
-from transom.specs.lock import Lock, Mode, check_mode, lock_node, read_lock
+from transom.specs.lock import Lock, Mode, check_mode, lock_hook, lock_node, read_lock
 from transom.specs.node import Node
 from transom.specs.planner import Options, Planner, Use
 from transom.specs.spec import ModelSpec
@@ -40,6 +42,7 @@ class Plan:
         context: device, dtype, mode and so on.
         root: the node of the model.
         sources: distributions that bundles and slots came from, with their versions.
+        hooks: what runs when it is built, in order.
     """
 
     spec: ModelSpec
@@ -47,6 +50,7 @@ class Plan:
     context: BuildContext
     root: Node
     sources: Mapping[str, str] = field(default_factory=dict)
+    hooks: tuple[Hook, ...] = ()
 
     def nodes(self) -> Iterator[Node]:
         """Every node, the outer first."""
@@ -63,7 +67,7 @@ class Plan:
         shape = [spec.vocab_size, spec.max_sequence_length, spec.share_embeddings_and_output_weights]
         config = {f.name: _content(getattr(self.config, f.name)) for f in dataclasses.fields(self.config)}
         chosen = [msgspec.structs.replace(lock_node(node), asked=[], refused=[]) for node in self.nodes()]
-        made_for = [self.context.dtype, self.context.mode, sorted(spec.masks)]
+        made_for = [self.context.dtype, self.context.mode, sorted(spec.masks), list(map(lock_hook, self.hooks))]
         content = msgspec.json.encode([shape, config, made_for, chosen], order="deterministic")
         return hashlib.sha256(content).hexdigest()
 
@@ -80,6 +84,7 @@ class Plan:
             "dtype": self.context.dtype,
             "mode": self.context.mode,
             "fingerprint": self.fingerprint,
+            "hooks": [hook.ref for hook in self.hooks],
             "totals": totals(self, measured).to_dict(),
             "nodes": [node.to_dict() | {"cost": asdict(found[node.path])} for node in self.nodes()],
         }
@@ -125,6 +130,7 @@ def plan(
         ResolutionError: no implementation that was named can serve a node; with the verdict of each.
         UnknownImplementationError: a name that nothing installed provides.
         PlanMismatchError: the plan departs from the lock.
+        HookError: a hook that is named does not exist, or breaks the contract of hooks.
 
     Example:
         >>> print(plan("tiny-llama").root.resolution.chosen.ref)
@@ -133,24 +139,38 @@ def plan(
     spec = load_spec(spec)
     check_mode(lock_mode)
     locked = None if lock is None or lock_mode == "free" else read_lock(lock)
-    config = spec.config
-    if dtype is not None:
-        config = config.replace(params_dtype=str(dtype).removeprefix("torch."))
-    request = _request(spec, config, _context(str(device), config, mode))
     if registry is None:
         registry = default_registry() if locked is None else locked.registry()
+    hooks = hooks_of(spec, registry, is_locked=locked is not None)
+    live = load_hooks(hooks)
+    spec = modified(spec, live)
+    config = spec.config
+    if dtype is not None:
+        # fp16 and bf16 are other spellings of a dtype, and the call's wins.
+        config = config.replace(params_dtype=str(dtype).removeprefix("torch."), fp16=False, bf16=False)
+    request = _request(spec, config, _context(str(device), config, mode))
     planner = Planner(spec, use or {}, options or {}, registry, locked)
     root = planner.tree(Part(slot="model", request=request))
-    made = Plan(spec=spec, config=config, context=request.context, root=root, sources=planner.sources(root))
+    made = Plan(
+        spec=spec, config=config, context=request.context, root=root, sources=planner.sources(root), hooks=hooks
+    )
     if locked is not None:
         locked.check(made, lock_mode, asked_by=f"the lock {lock}" if isinstance(lock, str | Path) else "the lock")
+    for hook in live:
+        hook.call("transom_after_resolve", plan=made)
     return made
 
 
 def _request(spec: ModelSpec, config: TransformerConfig, context: BuildContext) -> ModelRequest:
     decoding = {"bottom_right", "positions"} if context.mode == "infer" else set()
+    split = {
+        "tensor_parallel": config.tensor_model_parallel_size > 1,
+        "pipeline_parallel": config.pipeline_model_parallel_size > 1,
+        "context_parallel": config.context_parallel_size > 1,
+    }
     return ModelRequest(
         context=context,
+        features=frozenset(name for name, is_asked in split.items() if is_asked),
         config=config,
         masks=frozenset({"causal", *spec.masks, *decoding}),
         vocab_size=spec.vocab_size,

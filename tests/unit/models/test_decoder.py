@@ -313,3 +313,21 @@ def test_decoder_without_loss_refuses_labels() -> None:
 def test_decoder_refuses_relative_positions_when_it_is_planned() -> None:
     with pytest.raises(ResolutionError, match="relative positions are for encoder-decoder models"):
         transom.plan(tiny(config={"position_embedding_type": "relative"}))
+
+
+@pytest.mark.parametrize(
+    ("config", "feature"),
+    [
+        ({"pipeline_model_parallel_size": 2}, "pipeline_parallel"),
+        ({"context_parallel_size": 2}, "context_parallel"),
+    ],
+)
+def test_decoder_refuses_to_be_split_in_ways_that_it_does_not_declare(config: dict[str, Any], feature: str) -> None:
+    with pytest.raises(ResolutionError, match=f"its card does not declare {feature}"):
+        transom.plan(tiny(config=config))
+
+
+def test_plan_takes_the_calls_dtype_over_the_specs_bf16() -> None:
+    plan = transom.plan(tiny(config={"bf16": True}), dtype="float32")
+    assert plan.config.params_dtype == "float32"
+    assert transom.plan(tiny(config={"bf16": True})).config.params_dtype == "bfloat16"
