@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
@@ -33,6 +34,7 @@ __all__ = ["command"]
         "transom plan my-model.yaml --use core_attention=dot_product --use layers.0.mlp=mlp",
         "transom plan tiny-llama --mode infer --dtype bfloat16 --json",
         "transom plan llama-405b-shape --totals --world tp=8,pp=16,dp=32",
+        "transom plan tiny-llama --html plan.html",
         "transom plan tiny-llama --locked tiny-llama.lock.json --lock-mode exact",
     ),
 )
@@ -45,6 +47,7 @@ __all__ = ["command"]
 @lock_mode_option
 @click.option("--totals", "with_columns", is_flag=True, help="Show what each place costs.")
 @click.option("--world", metavar="SIZES", help="Show what each of many ranks has: tp=8,pp=16,dp=32 (and zero=1).")
+@click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Draw the plan on a page of its own.")
 @json_option
 def command(
     spec: str,
@@ -56,6 +59,7 @@ def command(
     lock_mode: Literal["exact", "compatible", "free"],
     with_columns: bool,
     world: str | None,
+    html: Path | None,
     as_json: bool,
 ) -> None:
     """Show which implementation a spec gets at every place, and why.
@@ -63,6 +67,8 @@ def command(
     SPEC is a YAML, TOML or JSON file, or the name of a packaged recipe. Nothing is allocated; only what was chosen is
     imported.
     """
+    from transom.checkpoint.atomic import write_file
+    from transom.specs.page import render_page
     from transom.specs.plan import plan
     from transom.specs.render import render_plan, render_world
     from transom.specs.world import parse_world, split
@@ -71,11 +77,15 @@ def command(
     measured = _measured(made)
     sizes = None if world is None else parse_world(world)
     stages = () if sizes is None else split(made, sizes, measured)
+    if html is not None:
+        write_file(html, render_page(made, measured=measured).encode())
+        click.echo(f"Drew {made.spec.name} on {html}.", err=as_json)
     if as_json:
         ranks = {} if sizes is None else {"world": asdict(sizes), "stages": [stage.to_dict() for stage in stages]}
         click.echo(json.dumps(made.to_dict(measured) | ranks, indent=2))
         return
-    click.echo(render_plan(made, measured=measured, with_columns=with_columns))
+    if html is None:
+        click.echo(render_plan(made, measured=measured, with_columns=with_columns))
     if sizes is not None:
         click.echo(f"\n{render_world(sizes, stages)}")
 

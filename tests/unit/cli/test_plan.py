@@ -8,6 +8,7 @@ import pytest
 from torch import nn
 from transom import override, plan
 from transom.cli.main import main
+from transom.specs.page import render_page
 from transom.specs.render import render_plan
 
 
@@ -93,3 +94,14 @@ def test_plan_shows_what_each_of_many_ranks_has(capsys):
 def test_plan_refuses_a_world_that_does_not_fit(capsys):
     assert main(["plan", "tiny-llama", "--world", "pp=9"]) == 2
     assert capsys.readouterr().err.startswith("ParallelError: 4 layers do not fill 9 pipeline stages.")
+
+
+def test_plan_draws_a_page(tmp_path, capsys):
+    path = tmp_path / "plan.html"
+    assert main(["plan", "tiny-llama", "--html", str(path)]) == 0
+    assert capsys.readouterr().out == f"Drew tiny-llama on {path}.\n"
+    assert path.read_text(encoding="utf-8") == render_page(plan("tiny-llama"))
+    assert main(["plan", "tiny-llama", "--html", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "tiny-llama"
+    assert main(["plan", "tiny-llama", "--html", str(tmp_path / "no" / "plan.html")]) == 2
+    assert capsys.readouterr().err.startswith("OutputError: cannot write ")
