@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, final
 
-import torch
 from torch import Tensor
 
 from transom.transformer import parts
@@ -195,8 +194,8 @@ class SelfAttention(Module):
         """Project to queries (and gates) ``[b, s, n, d]``, keys and values ``[b, s, g, d]``."""
         mixed, _ = self.linear_qkv(hidden_states)
         b, s, _ = mixed.shape
-        mixed = mixed.view(b, s, -1, sum(self.group), self.head_size)  # [b, s, g, n/g (+ n/g) + 2, d]
-        return [heads.flatten(2, 3) for heads in torch.split(mixed, self.group, dim=3)]
+        mixed = mixed.view(b, s, self.num_query_groups, -1, self.head_size)  # [b, s, g, n/g (+ n/g) + 2, d]
+        return [heads.flatten(2, 3) for heads in mixed.split_with_sizes(self.group, dim=3)]
 
     def _prepare(self, query: Tensor, key: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
         """Norm and rotate, in the config's order."""

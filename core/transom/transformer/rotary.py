@@ -94,7 +94,7 @@ class RotaryEmbedding(nn.Module):
             if torch.compiler.is_compiling():
                 return self._turns_at(torch.arange(length, device=self.table.device))
             self._make_tables(2 * length, self.table.dtype, self.table.device)
-        return self.table[:, :length].unbind(0)
+        return self.table.narrow(1, 0, length).unbind(0)
 
     def _turns_at(self, positions: Tensor) -> tuple[Tensor, ...]:
         """Compute cosines and signed sines at ``[s]`` or ``[b, s]``: each ``[(b,) s, 1, *components]``."""

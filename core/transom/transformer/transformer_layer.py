@@ -175,9 +175,14 @@ class TransformerLayer(Module):
         Returns:
             the new hidden states ``[b, s, h]``, in float32 with ``config.fp32_residual_connection``; and the context.
         """
+        # A branch's output goes on without a name, so that its memory is free for the next one.
         x = self._residual(hidden_states)
-        branch = self.self_attention(self._normed(self.input_layernorm, x), mask=mask, positions=positions, cache=cache)
-        x = self._add(x, branch, self.post_attention_layernorm, self.self_attn_bda)
+        x = self._add(
+            x,
+            self.self_attention(self._normed(self.input_layernorm, x), mask=mask, positions=positions, cache=cache),
+            self.post_attention_layernorm,
+            self.self_attn_bda,
+        )
         if self.reads_context:
             normed = self._normed(self.pre_cross_attn_layernorm, x)
             branch = self.cross_attention(normed, key_value_states=context, mask=context_mask)
