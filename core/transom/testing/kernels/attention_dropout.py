@@ -32,6 +32,9 @@ def attention_dropout_cases(subject: Subject) -> Iterator[Case]:
         yield _case(subject, "dropout_differs", "heads, rows and calls drop different weights", _check_differs)
         yield _case(subject, "dropout_seeded", "the same random state drops the same weights", _check_seeded)
         yield _case(subject, "dropout_backward", "backward drops the weights that forward dropped", _check_backward)
+        if "float64" in subject.dtypes:
+            shows = "gradients of queries and keys are those of what forward dropped"
+            yield Case("agreement", "dropout_slope", shows, partial(_check_slope, subject), "float64", subject.device)
 
 
 def _case(subject: Subject, name: str, shows: str, check: object) -> Case:
@@ -39,10 +42,10 @@ def _case(subject: Subject, name: str, shows: str, check: object) -> Case:
     return Case("agreement", name, shows, partial(check, subject), subject.dtype, subject.device)
 
 
-def _make(subject: Subject, dropout: float, argument: float | None = None) -> nn.Module:
+def _make(subject: Subject, dropout: float, argument: float | None = None, dtype: str | None = None) -> nn.Module:
     asked = {"dropout"} if dropout and "dropout" in subject.features else set()
     request = CoreAttentionRequest(
-        context=subject.context(),
+        context=subject.context(dtype),
         features=frozenset(asked),
         num_attention_heads=_HEADS,
         num_query_groups=_HEADS,
@@ -54,7 +57,7 @@ def _make(subject: Subject, dropout: float, argument: float | None = None) -> nn
         hidden_size=_HEADS * _TOKENS,
         num_attention_heads=_HEADS,
         attention_dropout=dropout,
-        params_dtype=subject.dtype,
+        params_dtype=dtype or subject.dtype,
     )
     return subject.build(request, config, request=request, layer_number=1, attention_dropout=argument)
 
@@ -140,3 +143,24 @@ def _check_backward(subject: Subject) -> None:
     scale = (output.double() * direction.double()).abs().sum(dim=(1, 3)).cpu()
     tolerance = TOLERANCES[subject.dtype].gradients
     assert_close(back / scale, forward / scale, tolerance, "value times its gradient, against output times its own,")
+
+
+def _check_slope(subject: Subject) -> None:
+    """Compare the derivative along a random direction with a difference quotient under the same random state."""
+    module = _make(subject, _P, dtype="float64")
+    inputs = [torch.randn(2, 8, _HEADS, _TOKENS, dtype=torch.float64).to(subject.device) for _ in range(3)]
+    weights, *directions = (torch.randn_like(inputs[0]) for _ in range(4))
+
+    def value(step: float) -> Tensor:
+        torch.manual_seed(7)
+        moved = [x + step * direction for x, direction in zip(inputs, directions, strict=True)]
+        output: Tensor = module(*moved)
+        return (output * weights).sum()
+
+    step = torch.zeros((), dtype=torch.float64, device=subject.device, requires_grad=True)
+    torch.manual_seed(7)
+    moved = [x + step * direction for x, direction in zip(inputs, directions, strict=True)]
+    (slope,) = torch.autograd.grad((module(*moved) * weights).sum(), step)
+    with torch.no_grad():
+        quotient = (value(1e-5) - value(-1e-5)) / 2e-5
+    assert_close(slope, quotient.cpu(), 1e-4, "the derivative, against a difference quotient,")

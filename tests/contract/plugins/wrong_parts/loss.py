@@ -1,0 +1,70 @@
+"""Losses."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Right(nn.Module):
+    def __init__(self, config, *, request):
+        super().__init__()
+        self.ignore_index, self.z_loss = request.ignore_index, request.z_loss
+
+    def forward(self, hidden, weight, labels, bias=None, /):
+        logits = self.logits(hidden, weight, bias)
+        losses = F.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=self.ignore_index, reduction="none"
+        )
+        return losses.view(labels.shape) + self.penalty(logits, labels != self.ignore_index)
+
+    def logits(self, hidden, weight, bias):
+        logits = F.linear(hidden, weight, bias)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def penalty(self, logits, counted):
+        return self.z_loss * logits.logsumexp(dim=-1).square() * counted
+
+
+class BiasForgotten(Right):
+    def logits(self, hidden, weight, bias):
+        return super().logits(hidden, weight, None)
+
+
+class PenaltyForgotten(Right):
+    def penalty(self, logits, counted):
+        return 0.0
+
+
+class PenaltyOnIgnored(Right):
+    def penalty(self, logits, counted):
+        return super().penalty(logits, torch.ones_like(counted))
+
+
+class AlwaysMinus100(Right):
+    def __init__(self, config, *, request):
+        super().__init__(config, request=request)
+        self.ignore_index = -100
+
+
+class Averaged(Right):
+    def forward(self, hidden, weight, labels, bias=None, /):
+        return super().forward(hidden, weight, labels, bias).mean()
+
+
+class Overflows(Right):
+    def forward(self, hidden, weight, labels, bias=None, /):
+        logits = self.logits(hidden, weight, bias)
+        chosen = logits.gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1)
+        return logits.exp().sum(dim=-1).log() - chosen
+
+
+class NarrowResult(Right):
+    def forward(self, hidden, weight, labels, bias=None, /):
+        return super().forward(hidden, weight, labels, bias).to(hidden.dtype)
+
+
+class WeightDetached(Right):
+    def logits(self, hidden, weight, bias):
+        return super().logits(hidden, weight.detach(), bias)
