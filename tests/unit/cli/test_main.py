@@ -91,7 +91,7 @@ def test_main_lets_an_unexpected_exception_through(verb, error):
     ("args", "message"),
     [
         (["lst"], "No such command 'lst'. Did you mean 'list'?"),
-        (["frobnicate"], "No such command 'frobnicate'. There are: list, show, plan, lock, schema, train, generate."),
+        (["frobnicate"], f"No such command 'frobnicate'. There are: {', '.join(cli_main._VERBS)}."),
         (["--verson"], "No such option"),
         (["list", "--jsn"], "No such option"),
         (["plan"], "Missing argument 'SPEC'."),
