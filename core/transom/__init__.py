@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transom.composition import build as build
     from transom.errors import TransomError as TransomError
     from transom.module_specs import build_module as build_module
+    from transom.registry.hook_specs import hookimpl as hookimpl
     from transom.registry.registry import list_implementations as list_implementations
     from transom.registry.registry import override as override
     from transom.registry.registry import register as register
@@ -43,6 +44,7 @@ __all__ = [
     "TransomError",
     "build",
     "build_module",
+    "hookimpl",
     "list_implementations",
     "load_spec",
     "override",
@@ -63,6 +65,7 @@ _HOMES = {
     "TransomError": "transom.errors",
     "build": "transom.composition",
     "build_module": "transom.module_specs",
+    "hookimpl": "transom.registry.hook_specs",
     "list_implementations": "transom.registry.registry",
     "load_spec": "transom.specs.load",
     "override": "transom.registry.registry",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -14,14 +15,19 @@ import torch
 from torch import nn
 
 from transom.errors import BuildError, PlanMismatchError, SpecError
+from transom.registry.hooks import LiveHook, load_hooks
 from transom.registry.registry import default_registry
+from transom.registry.signatures import module_mismatches
 from transom.slots import Request
 from transom.specs.lock import Lock
+from transom.specs.node import Replacement
 from transom.specs.plan import Node, Plan, Use
 from transom.specs.plan import plan as make_plan
 from transom.specs.spec import ModelSpec
 
 __all__ = ["build", "check_ranks", "module_of"]
+
+_BUILT = "transom_module_built"
 
 
 def build(
@@ -49,7 +55,8 @@ def build(
             planned the same model.
 
     Returns:
-        the model, with the plan it was built from as ``model.plan``. Nothing of the registry remains in any forward.
+        the model, with the plan it was built from as ``model.plan``, which says too what hooks replaced. Nothing of the
+        registry remains in any forward.
 
     Raises:
         TransomError: whatever `transom.plan` raises; `BuildError` when an implementation breaks its slot's contract.
@@ -68,9 +75,10 @@ def build(
         check_ranks(the_plan, tp_group)
     device = str(device or the_plan.context.device)
     _check_present(device)
+    making = _Making(load_hooks(the_plan.hooks))
     with torch.device(device), _seeded(seed, device):
-        model = _Builder(the_plan.root, {})(the_plan.config, tp_group=tp_group)
-    model.__dict__["plan"] = the_plan
+        model = _Builder(the_plan.root, making)(the_plan.config, tp_group=tp_group)
+    model.__dict__["plan"] = making.annotated(the_plan)
     if the_plan.context.mode == "infer":
         model.eval().requires_grad_(False)
     return model
@@ -140,7 +148,46 @@ def _seeded(seed: int | None, device: str) -> Iterator[None]:
 
 def module_of(node: Node) -> Callable[..., nn.Module]:
     """Return the builder of a node's module, with everything that was decided below it bound."""
-    return _Builder(node, {})
+    return _Builder(node, _Making(()))
+
+
+@dataclass
+class _Making:
+    """One build: what its modules share, and what hooks do with them.
+
+    Args:
+        hooks: in the order in which they run.
+        shared: modules of shared slots that were already made.
+        replacements: what hooks put in the place of modules, by path.
+    """
+
+    hooks: Sequence[LiveHook]
+    shared: dict[Hashable, nn.Module] = field(default_factory=dict)
+    replacements: dict[str, tuple[Replacement, ...]] = field(default_factory=dict)
+
+    def hooked(self, module: nn.Module, node: Node) -> nn.Module:
+        """Let each hook see a module that was built, and put another in its place."""
+        for hook in self.hooks:
+            answer = hook.call(_BUILT, module=module, path=node.path, resolution=node.resolution)
+            if answer is None or answer is module:
+                continue
+            complaints = module_mismatches(answer, default_registry().slot(node.slot).interface)
+            if not isinstance(answer, nn.Module) or complaints:
+                complaint = "; ".join(complaints) or f"is a {type(answer).__name__}, not a torch.nn.Module"
+                raise hook.error(_BUILT, f"replaced {node.path or 'the model'} by what does not fit: it {complaint}")
+            module, before = answer, self.replacements.get(node.path, ())
+            self.replacements[node.path] = (*before, Replacement(hook.hook.ref, _class_name(answer)))
+        return module
+
+    def annotated(self, plan: Plan) -> Plan:
+        """Return the plan with what hooks replaced; the plan itself when that is nothing."""
+        if not self.replacements:
+            return plan
+        return dataclasses.replace(plan, root=plan.root.replaced(self.replacements))
+
+
+def _class_name(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 class _Builder:
@@ -151,12 +198,12 @@ class _Builder:
 
     Args:
         node: of the plan.
-        shared: modules of shared slots that this build has already made.
+        making: the build that it belongs to.
     """
 
-    def __init__(self, node: Node, shared: dict[Hashable, nn.Module]) -> None:
+    def __init__(self, node: Node, making: _Making) -> None:
         self.node = node
-        self.shared = shared
+        self.making = making
         self.build: Any = node.resolution.chosen.load()
         self.signature = _signature(node.slot)
         self.bound: dict[str, Any] = {}
@@ -172,9 +219,10 @@ class _Builder:
         if not default_registry().slot(self.node.slot).shared:
             return self._make(args, kwargs)
         key = (self.node.slot, self.node.resolution.chosen.ref, self.node.request)
-        if key not in self.shared:
-            self.shared[key] = self._make(args, kwargs)
-        return self.shared[key]
+        shared = self.making.shared
+        if key not in shared:
+            shared[key] = self._make(args, kwargs)
+        return shared[key]
 
     def _make(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module:
         try:
@@ -188,14 +236,14 @@ class _Builder:
                 hint="report it to the plugin's authors",
                 path=self.node.path,
             )
-        return module
+        return self.making.hooked(module, self.node)
 
     def _submodules(self) -> Any:
         if not self.node.parts:
             declared = getattr(self.build, "Submodules", None)
             return None if declared is None else declared()
         made = {
-            name: [_Builder(n, self.shared) for n in part] if isinstance(part, tuple) else _Builder(part, self.shared)
+            name: [_Builder(n, self.making) for n in part] if isinstance(part, tuple) else _Builder(part, self.making)
             for name, part in self.node.parts.items()
         }
         return self.build.Submodules(**made)

@@ -22,6 +22,7 @@ PUBLIC = [
     "TransomError",
     "build",
     "build_module",
+    "hookimpl",
     "list_implementations",
     "load_spec",
     "override",

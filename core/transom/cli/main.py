@@ -13,6 +13,7 @@ import select
 import sys
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,8 @@ from transom.errors import OutputError, TransomError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    from transom.cli.hook_verbs import HookVerbs
 
 __all__ = ["EXIT_BROKEN_PIPE", "EXIT_INTERRUPTED", "EXIT_USER_ERROR", "cli", "main"]
 
@@ -44,16 +47,23 @@ _VERBS: Mapping[str, str] = {
 
 
 class _VerbGroup(click.Group):
-    """A group whose verbs live in modules of their names and are imported when asked for."""
+    """A group whose verbs live in modules of their names and are imported when asked for; hooks may add others."""
+
+    @cached_property
+    def added(self) -> HookVerbs:
+        """Verbs of the hooks that the user's config names; asked for only where core's own do not suffice."""
+        from transom.cli.hook_verbs import hook_verbs
+
+        return hook_verbs(_VERBS)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Name the verbs, in the order in which one uses them."""
-        return list(_VERBS)
+        return [*_VERBS, *self.added.commands]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the module of a verb and return its command."""
         if cmd_name not in _VERBS:
-            return None
+            return self.added.commands.get(cmd_name)
         command: click.Command = import_module(f"transom.cli.{cmd_name}").command
         return command
 
@@ -61,16 +71,25 @@ class _VerbGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the verb; an unknown one is answered with the nearest that exists."""
-        if args[0] not in _VERBS and not args[0].startswith("-"):
-            near = get_close_matches(args[0], _VERBS, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(_VERBS)}."
-            ctx.fail(f"No such command {args[0]!r}. {hint}")
+        if args[0] not in _VERBS and not args[0].startswith("-") and args[0] not in self.added.commands:
+            verbs = self.list_commands(ctx)
+            near = get_close_matches(args[0], verbs, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(verbs)}."
+            ctx.fail("\n".join([f"No such command {args[0]!r}. {hint}", *self.added.problems]))
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the verbs and their summaries without importing one."""
         with formatter.section("Commands"):
             formatter.write_dl(list(_VERBS.items()))
+        added = self.added.commands
+        if added:
+            with formatter.section("Commands of hooks"):
+                formatter.write_dl([(name, command.get_short_help_str()) for name, command in added.items()])
+        if self.added.problems:
+            with formatter.section("Hooks that add no command"):
+                for problem in self.added.problems:
+                    formatter.write_text(problem)
 
 
 @click.group(
@@ -147,7 +166,7 @@ def _log_to_stderr() -> Iterator[None]:
 def _report(error: TransomError) -> None:
     """Print an error to stderr: its class and sentence in red, then what it knows."""
     headline = click.style(f"{type(error).__name__}: {error.what}", fg="red")
-    details = str(error).removeprefix(error.what)
+    details = "\n  ".join([str(error).removeprefix(error.what), *getattr(error, "__notes__", ())])
     click.echo(headline + details, err=True, color=False if os.environ.get("NO_COLOR") else None)
 
 

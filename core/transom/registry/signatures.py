@@ -8,7 +8,7 @@ from functools import lru_cache
 from inspect import Parameter, Signature
 from typing import Any
 
-__all__ = ["builder_mismatches", "mismatches"]
+__all__ = ["builder_mismatches", "mismatches", "module_mismatches"]
 
 _BY_NAME = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 _BY_POSITION = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
@@ -44,6 +44,27 @@ def _builder_mismatches(builder: Callable[..., Any], protocol: Any, interface: A
         complaints = mismatches(_unbound(builder, "forward"), _unbound(interface, "forward"))
         found += tuple(f"makes a module whose forward {complaint}" for complaint in complaints)
     return found
+
+
+def module_mismatches(module: Any, interface: type) -> tuple[str, ...]:
+    """Return what keeps a module from being used as its slot's callers do; empty = nothing.
+
+    Args:
+        module: an object that was made.
+        interface: the slot's module Protocol.
+
+    Returns:
+        one complaint each, to be read after "it".
+    """
+    complaints: list[str] = []
+    for name in (name for name, value in vars(interface).items() if callable(value) and not name.startswith("_")):
+        method = getattr(module, name, None)
+        if not callable(method):
+            complaints.append(f"has no method `{name}`")
+            continue
+        found = mismatches(inspect.signature(method), _unbound(interface, name))
+        complaints += [f"has a {name} that {complaint}" for complaint in found]
+    return tuple(complaints)
 
 
 def mismatches(candidate: Signature, contract: Signature, *, keywords: tuple[str, ...] = ()) -> tuple[str, ...]:

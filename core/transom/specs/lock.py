@@ -7,9 +7,10 @@ import difflib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import msgspec
+from msgspec import Meta
 
 from transom.errors import PlanMismatchError, SpecError
 from transom.registry.implementation import REGISTERED
@@ -22,12 +23,26 @@ from transom.specs.convert import convert
 from transom.specs.read import read_text
 
 if TYPE_CHECKING:
+    from transom.registry.hooks import Hook
     from transom.specs.node import Node
     from transom.specs.plan import Plan
 
-__all__ = ["Lock", "LockedNode", "LockedRefusal", "Mode", "check_mode", "lock_node", "read_lock"]
+__all__ = [
+    "Lock",
+    "LockedHook",
+    "LockedNode",
+    "LockedRefusal",
+    "Mode",
+    "check_mode",
+    "lock_hook",
+    "lock_node",
+    "read_lock",
+]
 
 Mode = Literal["exact", "compatible", "free"]
+
+Ref = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+Distribution = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 _SHOWN = 20  # differences in an error's text; its attribute holds all
 _MAX_ITEMS = 10_000_000
@@ -49,12 +64,20 @@ class LockedNode(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     slot: str
     request: dict[str, Any]
     asked: list[str]
-    chosen: str
+    chosen: Ref
     version: str
     entry_point: str
-    api: str
+    api: Annotated[str, Meta(pattern=r"^[0-9]{1,6}\.[0-9]{1,6}$")]
     options: dict[str, Any] = {}
     refused: list[LockedRefusal] = []
+
+
+class LockedHook(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A hook that ran."""
+
+    hook: str
+    version: str
+    entry_point: str
 
 
 class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -69,6 +92,7 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         dtype: of parameters.
         mode: ``"train"`` or ``"infer"``.
         sources: distributions that bundles and slots came from, with their versions.
+        hooks: the hooks that ran, in order.
         nodes: one entry a node of the plan, the outer first.
 
     Example:
@@ -86,6 +110,7 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     dtype: str
     mode: str
     sources: dict[str, str] = {}
+    hooks: list[LockedHook] = []
     nodes: list[LockedNode]
 
     def __post_init__(self) -> None:
@@ -108,6 +133,7 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             dtype=plan.context.dtype,
             mode=plan.context.mode,
             sources=dict(plan.sources),
+            hooks=[lock_hook(hook) for hook in plan.hooks],
             nodes=[lock_node(node) for node in plan.nodes()],
         )
 
@@ -126,8 +152,9 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     @property
     def distributions(self) -> tuple[str, ...]:
         """Every distribution that the plan draws on, sorted."""
-        chosen = {split_reference(node.chosen)[0] or REGISTERED for node in self.nodes}
-        return tuple(sorted(chosen | self.sources.keys()))
+        chosen = {node.chosen.partition("/")[0] for node in self.nodes}
+        hooks = {split_reference(each.hook)[0] or REGISTERED for each in self.hooks}
+        return tuple(sorted(chosen | hooks | self.sources.keys()))
 
     def registry(self) -> Registry:
         """Give a registry of the lock's distributions alone: no other is looked at.
@@ -157,6 +184,7 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         now = {node.path: lock_node(node) for node in plan.nodes()}
         then = {node.path: node for node in self.nodes}
         lines = [] if mode != "exact" else list(_differing_facts(self, Lock.from_plan(plan)))
+        lines += _differing_hooks(self.hooks, [lock_hook(hook) for hook in plan.hooks], mode)
         for path in dict.fromkeys([*then, *now]):
             place = path or "the model"
             if path not in now:
@@ -241,6 +269,11 @@ def lock_node(node: Node) -> LockedNode:
     )
 
 
+def lock_hook(hook: Hook) -> LockedHook:
+    """Give a hook as it is locked."""
+    return LockedHook(hook=hook.ref, version=hook.version, entry_point=hook.value)
+
+
 def _request_data(request: Request) -> dict[str, Any]:
     # The context stands once in the lock, and an architecture's config once in the spec.
     left_out = {"context", "config"} if isinstance(request, ArchitectureRequest) else {"context"}
@@ -256,6 +289,18 @@ def _differing_facts(then: Lock, now: Lock) -> Iterator[str]:
         versions = [lock.sources.get(distribution, "none") for lock in (then, now)]
         if versions[0] != versions[1]:
             yield f"{distribution} {versions[0]} was locked, now {versions[1]}"
+
+
+def _differing_hooks(then: list[LockedHook], now: list[LockedHook], mode: Mode) -> Iterator[str]:
+    names = [[each.hook for each in hooks] for hooks in (then, now)]
+    if names[0] != names[1]:
+        told = [", ".join(each) or "none" for each in names]
+        yield f"hooks {told[0]} were locked, now {told[1]} run"
+    elif mode == "exact":
+        for old, new in zip(then, now, strict=True):
+            if old != new:
+                locked, running = (f"{each.version} ({each.entry_point})" for each in (old, new))
+                yield f"hook {old.hook} {locked} was locked, now {running}"
 
 
 def _compare(then: LockedNode, now: LockedNode, mode: Mode) -> Iterator[str]:

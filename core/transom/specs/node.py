@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -11,7 +11,20 @@ import msgspec
 from transom.registry.resolve import Resolution
 from transom.slots import Request
 
-__all__ = ["Node"]
+__all__ = ["Node", "Replacement"]
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """That a hook put another module in the place of what was built.
+
+    Args:
+        hook: the hook's qualified name.
+        by: the class of the other module.
+    """
+
+    hook: str
+    by: str
 
 
 @dataclass(frozen=True)
@@ -27,6 +40,7 @@ class Node:
         options: the implementation's own typed options, validated; `None` when it takes none or got none.
         parts: the places inside it, by name; a sequence where the place is a list.
         api: version of the slot's contract, (major, minor).
+        replacements: what hooks put here when the model was built, in order; a plan that was not built has none.
     """
 
     path: str
@@ -37,6 +51,7 @@ class Node:
     options: Any = None
     parts: Mapping[str, Node | tuple[Node, ...]] = field(default_factory=dict)
     api: tuple[int, int] = (1, 0)
+    replacements: tuple[Replacement, ...] = ()
 
     def nodes(self) -> Iterator[Node]:
         """This node and all below it, the outer first."""
@@ -48,6 +63,18 @@ class Node:
         """The nodes directly below this one."""
         for part in self.parts.values():
             yield from part if isinstance(part, tuple) else (part,)
+
+    def replaced(self, by_path: Mapping[str, tuple[Replacement, ...]]) -> Node:
+        """Return the tree with what hooks put into its places.
+
+        Args:
+            by_path: replacements by path; other places have none.
+        """
+        parts = {
+            name: tuple(node.replaced(by_path) for node in part) if isinstance(part, tuple) else part.replaced(by_path)
+            for name, part in self.parts.items()
+        }
+        return replace(self, parts=parts, replacements=by_path.get(self.path, ()))
 
     def to_dict(self) -> dict[str, Any]:
         """Give the node as plain data, with every refusal and without its parts."""
@@ -63,6 +90,7 @@ class Node:
             "entry_point": chosen.value,
             "features": sorted(self.request.features),
             "options": None if self.options is None else msgspec.to_builtins(self.options),
+            "replaced_by": [{"hook": each.hook, "class": each.by} for each in self.replacements],
             "refused": [
                 {"ref": v.ref, "stage": v.stage, "reason": v.reason, "hint": v.hint} for v in self.resolution.refused
             ],

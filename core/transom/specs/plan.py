@@ -7,11 +7,11 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import msgspec
 
-from transom.errors import SpecError
+from transom.errors import ConfigError, SpecError
 from transom.registry.hooks import Hook, load_hooks
 from transom.registry.registry import Registry, default_registry
 from transom.slots import BuildContext, Part
@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
     from transom.transformer.transformer_config import TransformerConfig
 
-__all__ = ["Node", "Plan", "Use", "plan"]
+__all__ = ["MAX_LAYERS", "Node", "Plan", "Use", "plan"]
+
+MAX_LAYERS = 10_000
+"""Most layers of a plan: a mistyped number must not take all memory."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,8 @@ def plan(
     if dtype is not None:
         # fp16 and bf16 are other spellings of a dtype, and the call's wins.
         config = config.replace(params_dtype=str(dtype).removeprefix("torch."), fp16=False, bf16=False)
+    if config.num_layers > MAX_LAYERS:
+        _refuse_layers(spec)
     request = _request(spec, config, _context(str(device), config, mode))
     planner = Planner(spec, use or {}, options or {}, registry, locked)
     root = planner.tree(Part(slot="model", request=request))
@@ -159,6 +164,18 @@ def plan(
     for hook in live:
         hook.call("transom_after_resolve", plan=made)
     return made
+
+
+def _refuse_layers(spec: ModelSpec) -> NoReturn:
+    raise ConfigError(
+        f"num_layers is {spec.config.num_layers}; at most {MAX_LAYERS} layers are planned.",
+        asked_by=f"config.num_layers in {spec.source}",
+        field="num_layers",
+        value=spec.config.num_layers,
+        path="config.num_layers",
+        file=spec.source,
+        line=spec.lines().get(("config", "num_layers")),
+    )
 
 
 def _request(spec: ModelSpec, config: TransformerConfig, context: BuildContext) -> ModelRequest:

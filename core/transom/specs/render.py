@@ -40,7 +40,16 @@ def render_plan(plan: Plan, *, measured: Measured | None = None, with_columns: b
         rows = [("", "", _HEADINGS), *((label, who, cells or ("",) * 3) for label, who, cells in rows)]
     else:
         rows = [(label, who, ()) for label, who, _ in rows]
-    return "\n".join([head, *_aligned(rows), "", render_totals(totals(plan, measured))])
+    heads = [head, *_hook_lines(plan)]
+    return "\n".join([*heads, *_aligned(rows), "", render_totals(totals(plan, measured))])
+
+
+def _hook_lines(plan: Plan) -> Iterator[str]:
+    """Say which hooks run, and what they put in the place of the whole model."""
+    if plan.hooks:
+        yield f"hooks: {', '.join(hook.label for hook in plan.hooks)}"
+    for replacement in plan.root.replacements:
+        yield f"replaced by {replacement.hook}: {replacement.by}"
 
 
 def render_totals(found: Totals) -> str:
@@ -134,6 +143,8 @@ def _rows(node: Node, indent: str, found: dict[str, Cost]) -> Iterator[Row]:
         for verdict in first.resolution.refused:
             hint = f" ({verdict.hint})" if verdict.hint else ""
             yield f"{deeper}{bar}not {verdict.ref}", f"{verdict.stage}: {verdict.reason}{hint}", ()
+        for replacement in first.replacements:
+            yield f"{deeper}{bar}replaced by {replacement.hook}", replacement.by, ()
         yield from _rows(first, deeper, found)
 
 
@@ -164,7 +175,15 @@ def alike(part: Node | tuple[Node, ...], found: Mapping[str, Cost]) -> list[Sequ
 def _signature(node: Node, found: Mapping[str, Cost]) -> object:
     refusals = tuple((v.ref, v.stage, v.reason) for v in node.resolution.refused)
     parts = tuple((child.path.removeprefix(node.path), _signature(child, found)) for child in node.children())
-    return (node.slot, node.resolution.chosen.ref, refusals, repr(node.options), found[node.path], parts)
+    return (
+        node.slot,
+        node.resolution.chosen.ref,
+        refusals,
+        repr(node.options),
+        node.replacements,
+        found[node.path],
+        parts,
+    )
 
 
 def group_label(group: Sequence[Node], parent: str) -> str:

@@ -35,6 +35,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         use: who fills each slot: a slot's name, ``linear`` or a path glob (``layers.*.mlp``) to a name or a chain
             ``a | b``, tried in order. The most specific entry wins.
         options: typed options of implementations, by path glob or slot.
+        hooks: hooks that run when the model is planned and built, in this order, after those of the user's config and
+            of bundles.
         train: how ``transom train`` trains it.
 
     Example:
@@ -54,6 +56,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     bundle: str | list[str] = []
     use: dict[str, str | list[str]] = {}
     options: dict[str, dict[str, Any]] = {}
+    hooks: list[str] = []
     train: TrainSpec = msgspec.field(default_factory=TrainSpec)
 
     def __post_init__(self) -> None:

@@ -1,0 +1,217 @@
+"""Hooks: what plugins do at certain moments, for every place of a model, because a spec or the user's config says so.
+
+Installing one changes nothing: a hook runs only where it is named, in the order in which it is named. The moments are
+those of `transom.registry.hook_specs`. A plugin registers an object that implements some of them, a class or a module
+or an instance, in the entry-point group ``transom.hooks``. Each is imported alone: one that fails affects no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from transom.errors import AmbiguousNameError, HookError, PolicyError
+from transom.registry.implementation import import_object
+from transom.registry.names import near, normalise, parse_chain, split_reference
+from transom.registry.user_config import config_file, user_config
+
+if TYPE_CHECKING:
+    from pluggy import HookImpl
+
+    from transom.registry.policy import Policy
+    from transom.registry.registry import Registry
+
+__all__ = ["GROUP", "Hook", "LiveHook", "enabled_hooks", "find_hook", "load_hooks", "user_hooks"]
+
+GROUP = "transom.hooks"
+
+
+@dataclass(frozen=True)
+class Hook:
+    """A hook that is installed. Making one imports nothing.
+
+    Args:
+        name: its bare name.
+        distribution: the installed distribution that provides it.
+        version: of the distribution.
+        value: the entry point's value, ``"module:attribute"``.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    value: str
+
+    @property
+    def ref(self) -> str:
+        """The qualified name, ``distribution/name``."""
+        return f"{self.distribution}/{self.name}"
+
+    @property
+    def label(self) -> str:
+        """Name, distribution and version, for people."""
+        return f"{self.name} ({self.distribution} {self.version})"
+
+    def load(self) -> LiveHook:
+        """Import the hook, make an instance where it is a class, and read what it implements.
+
+        Raises:
+            PluginImportError: when the import failed in any way.
+            HookError: when it implements nothing, or something that there is not.
+        """
+        found = import_object(self.value, f"the hook {self.label}", slot="hooks", name=self.name)
+        try:
+            return LiveHook(self, _functions(self, found() if isinstance(found, type) else found))
+        except HookError:
+            raise
+        except Exception as error:
+            error.add_note(f"while making the hook {self.label}")
+            raise
+
+
+@dataclass(frozen=True)
+class LiveHook:
+    """A hook that was imported.
+
+    Args:
+        hook: which one.
+        functions: what it implements, by name.
+    """
+
+    hook: Hook
+    functions: Mapping[str, HookImpl]
+
+    def call(self, moment: str, **arguments: Any) -> Any:
+        """Call it at a moment; `None` where it does not implement that one.
+
+        What it raises passes through, with a note that says whose hook it was.
+        """
+        implementation = self.functions.get(moment)
+        if implementation is None:
+            return None
+        try:
+            return implementation.function(*(arguments[name] for name in implementation.argnames))
+        except Exception as error:
+            at = f" at {arguments['path'] or 'the model'}" if "path" in arguments else ""
+            error.add_note(f"in {moment} of the hook {self.hook.label}{at}")
+            raise
+
+    def error(self, moment: str, complaint: str) -> HookError:
+        """Make an error of what it answered."""
+        return HookError(
+            f"{moment} of the hook {self.hook.label} {complaint}.",
+            hint="report it to its authors, or do not name the hook",
+            hook=self.hook.ref,
+        )
+
+
+def _functions(hook: Hook, plugin: object) -> dict[str, HookImpl]:
+    """Read what a hook implements; pluggy compares it with the specifications."""
+    import pluggy
+
+    from transom.registry.hook_specs import PROJECT, HookSpecs
+
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(HookSpecs)
+    try:
+        manager.register(plugin, name=hook.ref)
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        complaint = " ".join(str(error).split())
+        raise _unfit(hook, f"does not fit: {complaint}") from error
+    callers = manager.get_hookcallers(plugin) or ()
+    functions = {caller.name: implementation for caller in callers for implementation in caller.get_hookimpls()}
+    if not functions:
+        raise _unfit(hook, "marks no function with transom.hookimpl")
+    for name, implementation in functions.items():
+        if implementation.wrapper or implementation.hookwrapper:
+            raise _unfit(hook, f"has {name} as a wrapper: hooks run one after another, and none inside another")
+    return functions
+
+
+def _unfit(hook: Hook, complaint: str) -> HookError:
+    from transom.registry.hook_specs import HookSpecs
+
+    moments = [name for name in vars(HookSpecs) if name.startswith("transom_")]
+    return HookError(f"the hook {hook.label} {complaint}.", available=moments, hook=hook.ref)
+
+
+def find_hook(ref: str, registry: Registry, policy: Policy, *, asked_by: str) -> Hook:
+    """Find the hook of a name; nothing is imported.
+
+    Args:
+        ref: bare or qualified name.
+        registry: what is installed.
+        policy: which distributions may be drawn on.
+        asked_by: who names it, for errors.
+
+    Raises:
+        HookError: when nothing has this name.
+        AmbiguousNameError: when several distributions have this bare name.
+        PolicyError: when the policy forbids its distribution.
+    """
+    distribution, name = split_reference(ref)
+    installed = [Hook(e.name, e.distribution, e.version, e.value) for e in registry.index.group(GROUP)]
+    found = [hook for hook in installed if hook.name == name]
+    if distribution is not None:
+        found = [hook for hook in found if normalise(hook.distribution) == normalise(distribution)]
+    if not found:
+        raise _unknown(ref, name, installed, asked_by)
+    if len(found) > 1:
+        refs = tuple(hook.ref for hook in found)
+        raise AmbiguousNameError(
+            f"a hook {name!r} is registered by {len(found)} distributions.",
+            asked_by=asked_by,
+            available=[hook.label for hook in found],
+            hint=f"write {' or '.join(refs)}",
+            slot="hooks",
+            name=name,
+            candidates=refs,
+        )
+    refusal = policy.refusal(found[0].distribution)
+    if refusal is not None:
+        what = f"the hook {found[0].label} may not run: {refusal}."
+        raise PolicyError(what, asked_by=asked_by, distribution=found[0].distribution)
+    return found[0]
+
+
+def _unknown(ref: str, name: str, installed: Sequence[Hook], asked_by: str) -> HookError:
+    guesses = near(name, [hook.name for hook in installed])
+    return HookError(
+        f"no hook is named {ref!r}.",
+        asked_by=asked_by,
+        available=[hook.label for hook in installed] or ["none is installed"],
+        hint=f"{', '.join(guesses)}?" if guesses else "install the distribution that provides it, or remove the name",
+        hook=ref,
+    )
+
+
+def user_hooks(registry: Registry, policy: Policy) -> tuple[Hook, ...]:
+    """Return the hooks that the user's config names; nothing is imported."""
+    return enabled_hooks([(user_config().hooks, f"hooks in {config_file()}")], registry, policy)
+
+
+def enabled_hooks(asked: Iterable[tuple[Sequence[str], str]], registry: Registry, policy: Policy) -> tuple[Hook, ...]:
+    """Find the hooks of several lists of names, in order; one that several lists name runs once, at its first place.
+
+    Args:
+        asked: names, and who names them.
+        registry: what is installed.
+        policy: which distributions may be drawn on.
+
+    Raises:
+        SpecError: when a name is malformed or stands twice in a list.
+        HookError, AmbiguousNameError, PolicyError: as `find_hook`.
+    """
+    found: dict[str, Hook] = {}
+    for names, asked_by in asked:
+        for name in parse_chain(list(names), asked_by=asked_by) if names else ():
+            hook = find_hook(name, registry, policy, asked_by=asked_by)
+            found.setdefault(hook.ref, hook)
+    return tuple(found.values())
+
+
+def load_hooks(hooks: Iterable[Hook]) -> tuple[LiveHook, ...]:
+    """Import hooks; classes are instantiated anew, so that nothing passes from one model to the next."""
+    return tuple(hook.load() for hook in hooks)
