@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, final
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from transom.errors import ParallelError
 from transom.transformer.attention_mask import AttentionMask
 from transom.transformer.module import Module
+from transom.transformer.sharding import Offset, ShardedStateDict, replica_of, sharded
 from transom.transformer.utils import torch_dtype
 
 if TYPE_CHECKING:
@@ -82,6 +85,32 @@ class DotProductAttention(Module):
         """Start with sinks of logit 0, if there are sinks."""
         if self.softmax_offset is not None:
             nn.init.zeros_(self.softmax_offset)
+
+    def sharded_state_dict(
+        self,
+        prefix: str = "",
+        sharded_offsets: tuple[Offset, ...] = (),
+        metadata: Mapping[str, Any] | None = None,
+    ) -> ShardedStateDict:
+        """Describe the sinks, which are split like the heads.
+
+        Raises:
+            ParallelError: they are split, and ``metadata`` does not say ``tensor_parallel_rank``.
+        """
+        if self.softmax_offset is None:
+            return {}
+        key, ranks = f"{prefix}softmax_offset", self.config.num_attention_heads // self.softmax_offset.numel()
+        rank = (metadata or {}).get("tensor_parallel_rank", 0 if ranks == 1 else None)
+        if rank is None:
+            raise ParallelError(
+                f"{key}: which of {ranks} parts this is, is not known.",
+                hint="give tensor_parallel_rank in metadata",
+                key=key,
+                ranks=ranks,
+            )
+        part, replica = (rank, 0) if ranks > 1 else (0, rank)
+        replica_id = replica_of(metadata, tensor_parallel_rank=replica)
+        return {key: sharded(key, self.softmax_offset, 0, part, ranks, sharded_offsets, replica_id=replica_id)}
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, *, mask: AttentionMask | None = None) -> Tensor:
         """Attend.

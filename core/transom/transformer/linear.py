@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transom.errors import ParallelError
 from transom.transformer.delayed_wgrad import DelayedLinear
 from transom.transformer.initialization import initialize
+from transom.transformer.sharding import ShardedModule
 from transom.transformer.utils import torch_dtype
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def refuse_several_ranks(name: str, tp_group: ProcessGroup | None) -> None:
         )
 
 
-class _PlainLinear(nn.Module):
+class _PlainLinear(ShardedModule):
     """``x @ weight.T + bias``: what a column and a row linear are on one process."""
 
     def __init__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import nn
+from transom.transformer.sharding import ShardedModule
 
 if TYPE_CHECKING:
     from transom.transformer.transformer_config import TransformerConfig
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["Module"]
 
 
-class Module(nn.Module):
+class Module(ShardedModule):
     """A module that knows the config it was made from.
 
     Args:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, final
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from transom.errors import ConfigError, InputError
 from transom.transformer.recompute import LayerRecompute, recomputed
+from transom.transformer.sharding import Offset, ShardedModule, ShardedStateDict
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -28,7 +29,7 @@ BoundLayerBuilder = Callable[..., "Layer"]
 """A `transom.slots.layer.LayerBuilder` to which the submodules are already bound."""
 
 
-class TransformerStack(nn.Module):
+class TransformerStack(ShardedModule):
     """Layers that run one after another, ``layers.0 ...``, and a ``final_layernorm`` that `run_layers` leaves to you.
 
     Args:
@@ -204,12 +205,29 @@ class TransformerBlock(TransformerStack):
             norm = submodules.final_layernorm(config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon)
         super().__init__(layers, final_layernorm=norm, recompute=LayerRecompute.of(config))
         self.config = config
-        self.pre_process = pre_process
+        self.pre_process, self.post_process = pre_process, post_process
+        self.first_layer_number = first_layer_number
         self.input_tensor: Tensor | None = None
 
     def set_input_tensor(self, input_tensor: Tensor | None) -> None:
         """Give the hidden states ``[b, s, h]`` of the stage before, which the next call starts from."""
         self.input_tensor = input_tensor
+
+    def sharded_state_dict(
+        self,
+        prefix: str = "",
+        sharded_offsets: tuple[Offset, ...] = (),
+        metadata: Mapping[str, Any] | None = None,
+    ) -> ShardedStateDict:
+        """Describe the state as `transom.transformer.sharding` does; keys number the layers over the whole model."""
+        state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        layers = f"{prefix}layers."
+
+        def over_all_stages(key: str) -> str:
+            index, dot, rest = key.removeprefix(layers).partition(".")
+            return f"{layers}{int(index) + self.first_layer_number - 1}{dot}{rest}" if key.startswith(layers) else key
+
+        return {name: replace(shard, key=over_all_stages(shard.key)) for name, shard in state.items()}
 
     def forward(
         self,

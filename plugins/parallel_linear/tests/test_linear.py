@@ -16,6 +16,7 @@ from transom import BuildContext, TransformerConfig
 from transom.errors import ParallelError
 from transom.slots.linear import LinearRequest
 from transom.transformer.linear import ColumnLinear, RowLinear
+from transom.transformer.mlp import apply_swiglu_sharded_factory
 from transom_parallel_linear.linear import ColumnParallelLinear, RowParallelLinear
 
 IN, OUT = 6, 8
@@ -271,3 +272,39 @@ def test_linear_is_not_compiled_again_for_another_layer(make: Any, mine: type, c
         layer.compile(fullgraph=True, backend=count)
         layer(x)
     assert len(graphs) == 1
+
+
+@of((0, 2), (1, 2), (2, 4))
+def test_column_describes_its_rows(group: dist.ProcessGroup) -> None:
+    r, p = group.rank(), group.size()
+    linear = column(ColumnParallelLinear, tp_group=group)
+    state = linear.sharded_state_dict("fc.", ((0, 1, 3),), {"tensor_parallel_rank": r, "data_parallel_rank": 5})
+    assert {name: (shard.global_shape, shard.global_offset, shard.replica_id) for name, shard in state.items()} == {
+        "fc.weight": ((3, OUT, IN), (1, r * OUT // p, 0), (0, 5)),
+        "fc.bias": ((3, OUT), (1, r * OUT // p), (0, 5)),
+    }
+    assert state["fc.weight"].data is linear.weight
+
+
+@of((0, 2), (1, 2))
+def test_row_describes_its_columns_and_a_whole_bias(group: dist.ProcessGroup) -> None:
+    r = group.rank()
+    linear = row(RowParallelLinear, tp_group=group)
+    state = linear.sharded_state_dict("fc.", metadata={"data_parallel_rank": 5})
+    assert {name: (shard.global_shape, shard.global_offset, shard.replica_id) for name, shard in state.items()} == {
+        "fc.weight": ((OUT, IN), (0, r * IN // 2), (0, 5)),
+        "fc.bias": ((OUT,), (0,), (r, 5)),
+    }
+    assert row(RowParallelLinear, tp_group=group, bias=False).sharded_state_dict().keys() == {"weight"}
+
+
+@of((0, 2), (1, 2), (3, 4))
+def test_stacked_matrices_of_a_rank_are_found_in_the_whole(group: dist.ProcessGroup) -> None:
+    r, p = group.rank(), group.size()
+    whole = torch.arange(2.0 * OUT * IN).view(2 * OUT, IN)
+    linear = column(ColumnParallelLinear, IN, 2 * OUT, tp_group=group, stride=2, init_method=lambda w: w.copy_(whole))
+    fused = linear.sharded_state_dict()["weight"]
+    for shard in apply_swiglu_sharded_factory(fused, ()).build():
+        assert torch.equal(shard.data, whole[shard.index])
+    assert fused.axis_fragmentations == (p, 1)
+    assert fused.global_offset == (r * 2 * OUT // p, 0)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transom.errors import ParallelError
 from transom.slots import BuildContext
 from transom.slots.core_attention import CoreAttentionRequest
 from transom.transformer.attention_mask import AttentionMask
@@ -246,3 +247,22 @@ def test_attention_never_repeats_keys_when_heads_are_grouped(attention: Any) -> 
     with Sizes():
         attention(num_query_groups=1)(q, k, v)
     assert 0 < Sizes.largest <= v.numel()
+
+
+def test_sinks_are_split_like_the_heads(attention: Any) -> None:
+    learnable = {"softmax_type": "learnable", "num_attention_heads": 8, "hidden_size": 8}
+    state = attention(learnable).sharded_state_dict("core.", (), {"tensor_parallel_rank": 1, "data_parallel_rank": 2})
+    shard = state["core.softmax_offset"]
+    assert (shard.global_shape, shard.global_offset, shard.replica_id) == ((8,), (4,), (0, 2))
+    whole = attention(learnable | {"num_attention_heads": 4})
+    assert whole.sharded_state_dict()["softmax_offset"].global_shape == (4,)
+    replica = whole.sharded_state_dict(metadata={"tensor_parallel_rank": 1})["softmax_offset"]
+    assert (replica.global_offset, replica.replica_id) == ((0,), (1, 0))
+    assert attention().sharded_state_dict() == {}
+
+
+def test_sinks_of_an_unknown_rank_are_refused(attention: Any) -> None:
+    split = attention({"softmax_type": "learnable", "num_attention_heads": 8, "hidden_size": 8})
+    with pytest.raises(ParallelError, match=r"core\.softmax_offset: which of 2 parts this is, is not known") as caught:
+        split.sharded_state_dict("core.")
+    assert caught.value.data == {"key": "core.softmax_offset", "ranks": 2}

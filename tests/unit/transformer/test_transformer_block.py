@@ -253,3 +253,16 @@ def test_nothing_is_written_when_the_cache_is_full(small_config: Any, build_bloc
     assert not any(buffer.any() for buffer in cache.buffers())
     with pytest.raises(CacheError, match="a cache needs the positions"):
         block(torch.randn(2, 3, 32), mask=causal(), cache=cache)
+
+
+def test_sharded_state_numbers_the_layers_over_all_stages(small_config: Any, build_block: Any) -> None:
+    block = build_block(small_config(num_layers=3), first_layer_number=9)
+    block.layers[2].mlp.linear_fc1.weight = block.layers[0].mlp.linear_fc1.weight
+    state = block.sharded_state_dict("decoder.")
+    assert state.keys() == block.state_dict(prefix="decoder.").keys()
+    keys = {
+        f"decoder.layers.{i}.mlp.linear_fc1.weight": f"decoder.layers.{8 + i}.mlp.linear_fc1.weight" for i in (0, 1)
+    }
+    keys["decoder.layers.2.mlp.linear_fc1.weight"] = "decoder.layers.8.mlp.linear_fc1.weight"  # tied to the first
+    keys["decoder.final_layernorm.weight"] = "decoder.final_layernorm.weight"
+    assert {name: state[name].key for name in keys} == keys

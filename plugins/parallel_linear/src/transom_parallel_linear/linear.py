@@ -11,7 +11,7 @@ linear's bias is whole on every rank under sequence parallelism.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from transom.errors import ParallelError
 from transom.transformer.delayed_wgrad import DelayedLinear
+from transom.transformer.sharding import Offset, ShardedModule, ShardedStateDict, replica_of, replicated, sharded
 from transom.transformer.utils import torch_dtype
 
 from transom_parallel_linear.collectives import (
@@ -45,7 +46,7 @@ Exchange = Callable[[Tensor, Ranks], Tensor]
 
 
 @final
-class ColumnParallelLinear(nn.Module):
+class ColumnParallelLinear(ShardedModule):
     """A linear whose outputs are split over the tensor-parallel ranks.
 
     Rank r holds rows of the weight: with ``stride=1`` the r-th of p blocks, with ``stride=2`` (a fused gate and up
@@ -147,13 +148,31 @@ class ColumnParallelLinear(nn.Module):
         if self._delayed is not None:
             self._delayed.add_gradient_to(self.weight)
 
+    def sharded_state_dict(
+        self,
+        prefix: str = "",
+        sharded_offsets: tuple[Offset, ...] = (),
+        metadata: Mapping[str, Any] | None = None,
+    ) -> ShardedStateDict:
+        """Describe this rank's rows of weight and bias.
+
+        Of stacked matrices these are the rows of the ranks' parts one after another; who stacked them knows better
+        (`transom.transformer.mlp.apply_swiglu_sharded_factory`).
+        """
+        rank, ranks = self._ranks.rank, self._ranks.size
+        replica = replica_of(metadata, tensor_parallel_rank=0)
+        return {
+            prefix + name: sharded(prefix + name, tensor, 0, rank, ranks, sharded_offsets, replica_id=replica)
+            for name, tensor in self.named_parameters()
+        }
+
     def extra_repr(self) -> str:
         """Say the sizes of this rank's part."""
         return _sizes(self.weight, self.bias, self._ranks)
 
 
 @final
-class RowParallelLinear(nn.Module):
+class RowParallelLinear(ShardedModule):
     """A linear whose inputs are split over the tensor-parallel ranks; the sum of the ranks' products is the output.
 
     Args:
@@ -249,6 +268,23 @@ class RowParallelLinear(nn.Module):
         """Add the weight's gradient that backward put off; does nothing unless ``config.delay_wgrad_compute``."""
         if self._delayed is not None:
             self._delayed.add_gradient_to(self.weight)
+
+    def sharded_state_dict(
+        self,
+        prefix: str = "",
+        sharded_offsets: tuple[Offset, ...] = (),
+        metadata: Mapping[str, Any] | None = None,
+    ) -> ShardedStateDict:
+        """Describe this rank's columns of the weight, and the bias, which every rank holds whole."""
+        rank, ranks = self._ranks.rank, self._ranks.size
+        key, split = f"{prefix}weight", replica_of(metadata, tensor_parallel_rank=0)
+        state: ShardedStateDict = {
+            key: sharded(key, self.weight, 1, rank, ranks, sharded_offsets, replica_id=split),
+        }
+        if self.bias is not None:
+            key, whole = f"{prefix}bias", replica_of(metadata, tensor_parallel_rank=rank)
+            state[key] = replicated(key, self.bias, prepend_offsets=sharded_offsets, replica_id=whole)
+        return state
 
     def extra_repr(self) -> str:
         """Say the sizes of this rank's part."""
