@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from transom.registry.registry import Registry
 
 POINTS = {
@@ -52,3 +54,9 @@ def make_spec():
         return spec
 
     return make
+
+
+# Found by pytest's plugin of hypothesis too: pytest --hypothesis-profile offline.
+settings.register_profile("offline", max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))
+if "HYPOTHESIS_PROFILE" in os.environ:
+    settings.load_profile(os.environ["HYPOTHESIS_PROFILE"])

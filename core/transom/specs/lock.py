@@ -20,7 +20,7 @@ from transom.registry.scan import index_of
 from transom.registry.verdict import Stage
 from transom.slots import ArchitectureRequest, Request
 from transom.specs.convert import convert
-from transom.specs.read import read_text
+from transom.specs.read import check_plain, read_text
 
 if TYPE_CHECKING:
     from transom.registry.hooks import Hook
@@ -240,6 +240,7 @@ def read_lock(source: str | Path | dict[str, Any] | Lock) -> Lock:
     if isinstance(source, Lock):
         return source
     if isinstance(source, dict):
+        check_plain(source, {}, "the lock", max_items=_MAX_ITEMS)
         return convert(source, Lock, source="the lock")
     path = Path(source)
     try:

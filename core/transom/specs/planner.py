@@ -18,6 +18,7 @@ from transom.slots import SLOTS, Part, Request
 from transom.specs.bundle import Bundle, load_bundles
 from transom.specs.convert import convert
 from transom.specs.node import Node
+from transom.specs.read import check_plain
 from transom.specs.spec import ModelSpec
 from transom.specs.use import Rules
 
@@ -59,6 +60,7 @@ class Planner:
             self.registry.slots,
             presets=[(_chains(bundle.data.use, bundle.label), bundle.label) for bundle in self.bundles],
         )
+        check_plain(self.options, {}, given)
         self._options: Rules[Mapping[str, Any]] = Rules(
             "options",
             [(spec.options, spec.source), (self.options, given)],

@@ -13,7 +13,7 @@ import yaml
 
 from transom.errors import SpecError
 
-__all__ = ["MAX_DEPTH", "MAX_ITEMS", "MAX_TEXT", "Lines", "read_text"]
+__all__ = ["MAX_DEPTH", "MAX_ITEMS", "MAX_TEXT", "Lines", "check_plain", "read_text"]
 
 MAX_DEPTH = 32
 """Deepest nesting of mappings and lists in a spec."""
@@ -28,6 +28,7 @@ Lines = dict[tuple[str | int, ...], int]
 _INT = re.compile(r"[-+]?[0-9]+")
 _BASED_INT = re.compile(r"0(?:x[0-9a-fA-F]+|o[0-7]+)")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
+_HALF = re.compile("[\ud800-\udfff]")
 _NOT_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 _CONSTANTS = {"": None, "~": None, "null": None, "Null": None, "NULL": None} | {
     word: value for value in (True, False) for word in (str(value), str(value).lower(), str(value).upper())
@@ -59,7 +60,7 @@ def read_text(
         data, lines = readers[kind](text, file)
     except RecursionError:
         _refuse(f"the spec is nested deeper than {MAX_DEPTH} levels.", file)
-    _check_plain(data, lines, file, max_items)
+    check_plain(data, lines, file, max_items=max_items)
     return data, lines
 
 
@@ -192,7 +193,20 @@ class _YamlReader:
         return float(text) if _FLOAT.fullmatch(text) and len(text) <= 400 else text
 
 
-def _check_plain(data: Any, lines: Mapping[tuple[str | int, ...], int], file: str | None, max_items: int) -> None:
+def check_plain(
+    data: Any, lines: Mapping[tuple[str | int, ...], int], file: str | None, *, max_items: int = MAX_ITEMS
+) -> None:
+    """Refuse what a spec may not hold: other keys than strings, numbers that are not finite or too large, objects.
+
+    Args:
+        data: mappings, lists and scalars.
+        lines: line of each value, as far as known.
+        file: name for errors.
+        max_items: most values.
+
+    Raises:
+        SpecError: with the path of the value.
+    """
     stack: list[tuple[tuple[str | int, ...], Any]] = [((), data)]
     count = 0
     while stack:
@@ -206,6 +220,7 @@ def _check_plain(data: Any, lines: Mapping[tuple[str | int, ...], int], file: st
             for key in value:
                 if not isinstance(key, str):
                     _refuse(f"key {key!r} is not a string.", file, lines.get(path), _dotted(path))
+                _check_unicode(key, path, lines.get(path), file)
             stack.extend(((*path, key), item) for key, item in value.items())
         elif isinstance(value, list | tuple):
             stack.extend(((*path, i), item) for i, item in enumerate(value))
@@ -214,9 +229,11 @@ def _check_plain(data: Any, lines: Mapping[tuple[str | int, ...], int], file: st
 
 
 def _check_scalar(value: Any, path: tuple[str | int, ...], line: int | None, file: str | None) -> None:
-    if value is None or isinstance(value, bool | str):
+    if value is None or isinstance(value, bool):
         return
-    if isinstance(value, int):
+    if isinstance(value, str):
+        _check_unicode(value, path, line, file)
+    elif isinstance(value, int):
         if abs(value) >= 2**63:
             _refuse(f"{_dotted(path)} is {_short(value)}, which does not fit 64 bits.", file, line, _dotted(path))
     elif isinstance(value, float):
@@ -224,6 +241,12 @@ def _check_scalar(value: Any, path: tuple[str | int, ...], line: int | None, fil
             _refuse(f"{_dotted(path)} is {value}, not a finite number.", file, line, _dotted(path))
     else:
         _refuse(f"{_dotted(path)} is a {type(value).__name__}; a spec is plain data.", file, line, _dotted(path))
+
+
+def _check_unicode(text: str, path: tuple[str | int, ...], line: int | None, file: str | None) -> None:
+    # JSON and TOML can write half of a surrogate pair, which is no character.
+    if _HALF.search(text):
+        _refuse(f"{_dotted(path) or 'a key'} holds {text!r}, which is not Unicode text.", file, line, _dotted(path))
 
 
 def _short(value: int) -> str:

@@ -50,11 +50,12 @@ class Rule(Generic[T]):
 
     @cached_property
     def _regex(self) -> re.Pattern[str]:
-        parts = ["(?:[^.]+\\.)*" if p == "**" else _component(p) + "\\." for p in self.pattern.split(".")]
-        text = "".join(parts)
+        # Runs of ** mean what one means, and would cost time that grows with their number.
+        every = self.pattern.split(".")
+        components = [c for c, before in zip(every, ["", *every], strict=False) if (c, before) != ("**", "**")]
+        text = "".join(r"(?:[^.]+\.)*" if c == "**" else _component(c) + r"\." for c in components)
         # The last component has no dot after it; a final ** takes one component or more.
-        text = text.removesuffix("\\.") if not self.pattern.endswith("**") else text + "[^.]+"
-        return re.compile(text)
+        return re.compile(text + "[^.]+" if components[-1] == "**" else text.removesuffix(r"\."))
 
     @property
     def specificity(self) -> tuple[int, int, int, int]:
@@ -62,12 +63,16 @@ class Rule(Generic[T]):
         if self.slots:
             return (self.tier, 0, 0 if self.pattern in SLOT_ALIASES else 1, self.layer)
         components = self.pattern.split(".")
-        literal = sum("*" not in c and "?" not in c and "[" not in c for c in components)
+        literal = sum("*" not in c and "?" not in c for c in components)
         return (self.tier, 2 if literal == len(components) else 1, literal, self.layer)
 
 
 def _component(glob: str) -> str:
-    return re.escape(glob).replace(r"\*", "[^.]*").replace(r"\?", "[^.]")
+    """Translate one component; once the text after a star is found, no later place of it is tried."""
+    first, *others = (re.escape(text).replace(r"\?", "[^.]") for text in re.split(r"\*+", glob))
+    if not others:
+        return first
+    return first + "".join(f"(?>[^.]*?{text})" for text in others[:-1]) + "[^.]*" + others[-1]
 
 
 class Rules(Generic[T]):

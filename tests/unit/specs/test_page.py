@@ -155,7 +155,8 @@ addEventListener("load", () => {
   const linear = v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
   const light = ([r, g, b]) => [r, g, b].map(v => linear(v / 255))
     .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const contrast = (a, b) => { const [x, y] = [light(a), light(b)].sort((x, y) => y - x); return (x + 0.05) / (y + 0.05); };
+  const contrast = (a, b) => {
+    const [more, less] = [light(a), light(b)].sort((x, y) => y - x); return (more + 0.05) / (less + 0.05); };
   const shown = [...document.querySelectorAll("body *")].filter(e => e.checkVisibility() &&
     [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()) && e.tagName !== "SCRIPT");
   const worst = shown.map(e => [contrast(rgba(getComputedStyle(e).color), behind(e)), e.className || e.tagName])

@@ -7,7 +7,14 @@ import pickle
 from dataclasses import make_dataclass
 
 import pytest
-from transom.errors import PluginImportError, ResolutionError, SpecError, UnknownImplementationError, UnknownSlotError
+from transom.errors import (
+    ConfigError,
+    PluginImportError,
+    ResolutionError,
+    SpecError,
+    UnknownImplementationError,
+    UnknownSlotError,
+)
 from transom.slots import SLOTS, Slot
 from transom.specs.load import load_spec
 from transom.specs.plan import plan
@@ -216,3 +223,11 @@ def test_plan_refuses_a_device_that_there_is_not(fakes, make_spec):
     assert (error.what, error.path) == ("no device is called 'teapot'.", "device")
     assert error.available == ("cpu", "cuda", "cuda:0", "meta")
     assert "teapot" in str(error.__cause__)
+
+
+def test_plan_refuses_more_layers_than_memory_may_hold(fakes, make_spec):
+    with pytest.raises(ConfigError) as caught:
+        plan(make_spec(config={"num_layers": 10_001}), registry=fakes)
+    error = caught.value
+    assert error.what == "num_layers is 10001; at most 10000 layers are planned."
+    assert (error.path, error.field, error.value) == ("config.num_layers", "num_layers", 10_001)

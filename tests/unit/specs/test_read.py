@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from transom.errors import SpecError
-from transom.specs.read import MAX_DEPTH, read_text
+from transom.specs.read import MAX_DEPTH, check_plain, read_text
 
 
 @pytest.mark.parametrize(
@@ -129,3 +129,24 @@ _plain = st.recursive(
 def test_yaml_gives_back_what_json_wrote(data: dict[str, object]) -> None:
     assert read_text(json.dumps(data), "yaml")[0] == data
     assert read_text(json.dumps(data), "json")[0] == data
+
+
+@pytest.mark.parametrize(("text", "path"), [('{"a": {"b": ["\\ud800"]}}', "a.b.0"), ('{"a": {"\\udfff": 1}}', "a")])
+def test_read_text_refuses_half_of_a_surrogate_pair(text: str, path: str) -> None:
+    with pytest.raises(SpecError, match=r"holds '\\ud[8f][0f][0f]', which is not Unicode text\.") as caught:
+        read_text(text, "json", file="f")
+    assert caught.value.path == path
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"mlp": {"a": float("nan")}}, r"mlp\.a is nan, not a finite number\."),
+        ({"mlp": {"a": object()}}, r"mlp\.a is a object; a spec is plain data\."),
+        ({"mlp": {1: 2}}, r"key 1 is not a string\."),
+    ],
+)
+def test_check_plain_refuses_what_a_program_gives(options: object, text: str) -> None:
+    with pytest.raises(SpecError, match=text) as caught:
+        check_plain(options, {}, "the call's arguments")
+    assert caught.value.file == "the call's arguments"

@@ -109,3 +109,26 @@ def test_check_all_matched_takes_a_single_word_for_a_slot() -> None:
     assert caught.value.slot == "core_atention"
     assert caught.value.hint == "core_attention?"
     assert "core_attention" in caught.value.available
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "fits"),
+    [
+        ("layers.0.0", "layers.0.0", True),
+        ("**.**.mlp", "mlp", True),
+        ("**.**", "layers.0", True),
+        ("**", "mlp", True),
+        ("a**b", "axxb", True),
+        ("*a*a*", "banana", True),
+        ("*a*ab", "bananab", True),
+        ("a*a", "a", False),
+        ("layers.[0].mlp", "layers.0.mlp", False),
+    ],
+)
+def test_matches_reads_a_glob(pattern: str, path: str, fits: bool) -> None:
+    assert (rules({pattern: "x"}).find(path, "other") is not None) == fits
+
+
+def test_matches_takes_no_time_for_many_stars() -> None:
+    hard = rules({"*a" * 40 + "b": "x", ".".join(["**", "*"] * 40): "x"})
+    assert hard.find("a" * 60, "other") is None

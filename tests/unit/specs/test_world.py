@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import transom
 from transom.errors import ParallelError
+from transom.models.decoder_assembly import assemble_decoder
 from transom.specs.plan import plan
 from transom.specs.render import render_world
 from transom.specs.totals import Cost, Memory, totals
@@ -23,15 +24,16 @@ CONFIG = {
 
 def make(use=None, **config):
     shared = config.pop("shared", False)
-    return plan(
-        {
-            "vocab_size": 40,
-            "max_sequence_length": 16,
-            "share_embeddings_and_output_weights": shared,
-            "config": CONFIG | config,
-            "use": {"core_attention": "dot_product"} | (use or {}),
-        }
-    )
+    spec = {
+        "vocab_size": 40,
+        "max_sequence_length": 16,
+        "share_embeddings_and_output_weights": shared,
+        "config": CONFIG | config,
+        "use": {"core_attention": "dot_product"} | (use or {}),
+    }
+    # One that declares nothing, so that a config of several pipeline stages is planned too.
+    with transom.override("model", "undeclared", assemble_decoder):
+        return plan(spec | {"model": "undeclared" if "pipeline_model_parallel_size" in config else "decoder"})
 
 
 @pytest.mark.parametrize("shared", [False, True])
