@@ -110,7 +110,8 @@ class Planner:
         if rule is not None:
             return rule.value, rule.where
         if slot == "model":
-            return parse_chain(self.spec.model), f"model in {self.spec.source}"
+            where = f"model in {self.spec.source}"
+            return parse_chain(self.spec.model, asked_by=where), where
         default = self.registry.slot(slot).default
         if default is None:
             raise SpecError(

@@ -121,6 +121,7 @@ def test_plan_blames_an_implementation_whose_options_cannot_be_made_of_data(fake
         ({"use": {"mlp": "even_mlp"}}, ResolutionError, "mlp 'even_mlp' cannot serve"),
         ({"use": {"mlp": []}}, SpecError, "no name in"),
         ({"use": {"mlp": "a b"}}, SpecError, "'a b' is not an implementation's name"),
+        ({"model": []}, SpecError, "no name in"),
         ({"model": "nobody"}, UnknownImplementationError, "no model is named 'nobody'"),
         ({"options": {"activation": {}}}, SpecError, "no part of the model is in slot 'activation'"),
     ],
