@@ -118,3 +118,27 @@ def test_plugin_of_the_how_to_page_is_planned_with_its_option_and_trains(environ
     trained = environment.transom("train", spec, "--out", "sparse")
     assert trained.returncode == 0, trained.stderr
     assert _losses(environment, "sparse")[-1] > 0
+
+
+def test_hooks_of_the_how_to_page_run_only_where_they_are_named_and_train(environment, written):
+    folder = written("docs/how-to/enable-a-hook.md")
+    environment.install(folder / "acme-tune")
+    spec = folder / "tuned.yaml"
+    trained = environment.transom("train", str(spec), "--out", "tuned")
+    assert (trained.returncode, len(_losses(environment, "tuned"))) == (0, 5), trained.stderr
+    code = """
+import json, transom
+hooked, plain = (transom.build({**SPEC, "hooks": hooks}) for hooks in (["freeze", "acme-tune/scale"], []))
+learns = {name for name, parameter in hooked.named_parameters() if parameter.requires_grad}
+replaced = {node.path for node in hooked.plan.nodes() if node.replacements}
+print(json.dumps([sorted(learns), sorted(replaced), all(p.requires_grad for p in plain.parameters())]))
+"""
+    config = {"num_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "add_bias_linear": False}
+    small = {"vocab_size": 16, "max_sequence_length": 8, "config": config}
+    done = environment.run("-c", f"SPEC = {small!r}\n{code}")
+    assert done.returncode == 0, done.stderr
+    learns, replaced, is_plain = json.loads(done.stdout)
+    linears = ["layers.0.mlp.linear_fc1", "layers.0.mlp.linear_fc2"]
+    assert replaced == linears
+    assert [name for name in learns if "linear" in name and "layernorm" not in name] == [f"{n}.scale" for n in linears]
+    assert is_plain

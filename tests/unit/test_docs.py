@@ -15,6 +15,7 @@ from transom.cli import main as cli_main
 from transom.cli.main import cli
 from transom.registry.card import CardSection, read_card
 from transom.registry.policy import ALLOW, DENY, STRICT
+from transom.registry.user_config import CONFIG, UserConfig
 from transom.specs.train_spec import TrainSpec
 from transom.transformer.rope_scaling import RopeScaling
 
@@ -56,9 +57,10 @@ def _commands() -> list[str]:
     [
         ("docs/reference/spec.md", "# The spec", ModelSpec.__struct_fields__),
         ("docs/reference/card.md", "# The card", CardSection.__struct_fields__),
-        ("docs/reference/command-line.md", "## Environment", (ALLOW, DENY, STRICT)),
+        ("docs/reference/command-line.md", "## Environment", (ALLOW, DENY, STRICT, CONFIG)),
+        ("docs/reference/user-config.md", "# The user's config", UserConfig.__struct_fields__),
     ],
-    ids=["spec", "card", "environment"],
+    ids=["spec", "card", "environment", "user config"],
 )
 def test_reference_describes_every_field_once(page, heading, fields):
     assert sorted(_first_cells(page, heading)) == sorted(fields)
@@ -102,3 +104,12 @@ def test_architecture_page_draws_the_rooms_that_there_are():
     package = ROOT / "core" / "transom"
     rooms = {path.name for path in package.iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert set(re.findall(r"^  (\w+)/ ", house, re.MULTILINE)) == rooms
+
+
+@pytest.mark.parametrize("page", sorted({page for page, _ in _blocks("python")}))
+def test_python_in_the_docs_runs(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "the_page"}
+    for block_page, text in _blocks("python"):
+        if block_page == page:
+            exec(compile(text, page, "exec"), names)

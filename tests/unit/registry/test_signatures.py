@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 from inspect import Parameter, Signature
+from typing import Protocol
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transom.registry.signatures import builder_mismatches, mismatches
+from transom.registry.signatures import builder_mismatches, mismatches, module_mismatches
 from transom.slots import SLOTS
 from transom.slots.norm import Norm, NormBuilder
 
@@ -159,3 +160,41 @@ def test_builder_mismatches_reads_builder_and_forward(builder, expected):
 def test_mismatches_finds_none_between_a_contract_and_itself(slot):
     for contract in (slot.builder.__call__, slot.interface.forward, slot.interface.__call__):
         assert mismatches(inspect.signature(contract), inspect.signature(contract)) == ()
+
+
+class _Scale(Protocol):
+    def forward(self, x: float, /, *, scale: float = 1.0) -> float: ...
+
+    def backward_dw(self) -> None: ...
+
+    def __call__(self, x: float, /, *, scale: float = 1.0) -> float: ...
+
+
+class _Fits:
+    def forward(self, value, *, scale=2.0): ...
+
+    def backward_dw(self): ...
+
+
+class _Lacks:
+    forward = "forward"
+
+    def backward_dw(self, now): ...
+
+
+@pytest.mark.parametrize(
+    ("module", "complaints"),
+    [
+        (_Fits(), ()),
+        (
+            _Lacks(),
+            (
+                "has no method `forward`",
+                "has a backward_dw that requires `now`, which callers do not pass",
+            ),
+        ),
+        (None, ("has no method `forward`", "has no method `backward_dw`")),
+    ],
+)
+def test_module_mismatches_compares_every_method_of_the_interface(module, complaints):
+    assert module_mismatches(module, _Scale) == complaints

@@ -1,0 +1,161 @@
+"""Hooks by name: found, imported, called."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from transom.errors import AmbiguousNameError, HookError, PluginImportError, PolicyError, SpecError
+from transom.registry.hook_specs import HookSpecs, hookimpl
+from transom.registry.hooks import Hook, enabled_hooks, find_hook, load_hooks, user_hooks
+from transom.registry.policy import Policy
+from transom.registry.registry import Registry
+from transom.registry.scan import scan
+
+CODE = """
+from transom import hookimpl
+
+class Counts:
+    made = 0
+
+    def __init__(self):
+        type(self).made += 1
+
+    @hookimpl
+    def transom_module_built(self, path):
+        if path == "layers.9":
+            raise KeyError(path)
+        return f"{path} {self.made}"
+
+class Nothing: ...
+
+made = Counts()
+"""
+MOMENTS = (
+    "transom_modify_spec",
+    "transom_after_resolve",
+    "transom_module_built",
+    "transom_cli_commands",
+    "transom_doctor",
+)
+
+
+@pytest.fixture
+def registry(site):
+    points = {"counts": "Counts", "made": "made", "nothing": "Nothing", "both": "Counts"}
+    site.install("acme-hooks", {"hooks": points}, code=CODE)
+    site.install("other-hooks", {"hooks": {"both": "Counts", "gone": "Gone"}}, code=CODE)
+    return Registry(scan([str(site.root)]))
+
+
+def _find(registry, ref, policy=None):
+    return find_hook(ref, registry, policy or Policy(), asked_by="hooks in my.yaml")
+
+
+def test_find_hook_imports_nothing(registry):
+    import sys
+
+    hook = _find(registry, "counts")
+    assert hook == Hook("counts", "acme-hooks", "1.0", "acme_hooks.parts:Counts")
+    assert (hook.ref, hook.label) == ("acme-hooks/counts", "counts (acme-hooks 1.0)")
+    assert _find(registry, "Other_Hooks/both").distribution == "other-hooks"
+    assert "acme_hooks" not in sys.modules
+
+
+def test_find_hook_refuses_a_bare_name_of_two_distributions(registry):
+    with pytest.raises(AmbiguousNameError, match=r"a hook 'both' is registered by 2 distributions\.") as caught:
+        _find(registry, "both")
+    assert caught.value.candidates == ("acme-hooks/both", "other-hooks/both")
+    assert caught.value.hint == "write acme-hooks/both or other-hooks/both"
+    assert caught.value.available == ("both (acme-hooks 1.0)", "both (other-hooks 1.0)")
+
+
+@pytest.mark.parametrize(
+    ("ref", "hint"),
+    [
+        ("count", "counts?"),
+        ("lora", "install the distribution that provides it, or remove the name"),
+        ("acme-hooks/gone", "gone?"),
+    ],
+)
+def test_find_hook_lists_what_there_is_when_it_finds_none(registry, ref, hint):
+    with pytest.raises(HookError, match=re.escape(f"no hook is named {ref!r}.")) as caught:
+        _find(registry, ref)
+    assert (caught.value.hook, caught.value.hint, caught.value.asked_by) == (ref, hint, "hooks in my.yaml")
+    assert "counts (acme-hooks 1.0)" in caught.value.available
+
+
+def test_find_hook_obeys_the_policy(registry):
+    with pytest.raises(PolicyError, match=r"the hook counts \(acme-hooks 1.0\) may not run: ") as caught:
+        _find(registry, "counts", Policy(deny=("acme-*",)))
+    assert caught.value.distribution == "acme-hooks"
+
+
+def test_enabled_hooks_keep_the_first_place_of_what_several_lists_name(registry):
+    asked = [(["acme-hooks/made"], "the config"), ((), "a bundle"), (["counts", "made"], "the spec")]
+    assert [hook.name for hook in enabled_hooks(asked, registry, Policy())] == ["made", "counts"]
+
+
+def test_enabled_hooks_refuse_a_name_that_stands_twice_in_one_list(registry):
+    with pytest.raises(SpecError, match="'made' stands twice") as caught:
+        enabled_hooks([(["made", "made"], "hooks in my.yaml")], registry, Policy())
+    assert caught.value.asked_by == "hooks in my.yaml"
+
+
+def test_user_hooks_are_those_of_the_config(registry, monkeypatch, tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text('hooks = ["gone", "counts"]')
+    monkeypatch.setenv("TRANSOM_CONFIG", str(path))
+    assert [hook.ref for hook in user_hooks(registry, Policy())] == ["other-hooks/gone", "acme-hooks/counts"]
+
+
+def test_class_is_instantiated_for_every_load_and_an_instance_is_taken_as_it_is(registry):
+    counts, made = _find(registry, "counts"), _find(registry, "made")
+    answers = [load_hooks([counts])[0].call("transom_module_built", module=None, path="p", resolution=None)]
+    answers += [load_hooks([hook])[0].call("transom_module_built", path="p") for hook in (made, counts)]
+    assert answers == ["p 2", "p 2", "p 3"]
+
+
+def test_call_answers_nothing_for_what_the_hook_does_not_implement(registry):
+    (live,) = load_hooks([_find(registry, "counts")])
+    assert live.call("transom_doctor") is None
+
+
+def test_call_adds_a_note_to_what_the_hook_raises(registry):
+    (live,) = load_hooks([_find(registry, "counts")])
+    with pytest.raises(KeyError, match=r"layers\.9") as caught:
+        live.call("transom_module_built", path="layers.9")
+    assert caught.value.__notes__ == ["in transom_module_built of the hook counts (acme-hooks 1.0) at layers.9"]
+
+
+def test_load_refuses_what_implements_nothing_and_names_the_moments(registry):
+    with pytest.raises(HookError, match=r"the hook nothing \(acme-hooks 1.0\) marks no function with") as caught:
+        _find(registry, "nothing").load()
+    assert caught.value.hook == "acme-hooks/nothing"
+    assert caught.value.available == MOMENTS
+
+
+def test_load_raises_what_the_import_raises(registry):
+    with pytest.raises(PluginImportError, match=r"the hook gone \(other-hooks 1.0\) cannot be imported") as caught:
+        _find(registry, "gone").load()
+    assert (caught.value.slot, caught.value.name) == ("hooks", "gone")
+
+
+def test_error_names_the_hook(registry):
+    (live,) = load_hooks([_find(registry, "counts")])
+    error = live.error("transom_doctor", "answered a number")
+    assert isinstance(error, HookError)
+    assert error.what == "transom_doctor of the hook counts (acme-hooks 1.0) answered a number."
+    assert error.hook == "acme-hooks/counts"
+
+
+def test_moments_are_those_of_the_design():
+    assert tuple(name for name in vars(HookSpecs) if not name.startswith("_")) == MOMENTS
+
+
+def test_hookimpl_returns_the_function_it_marks():
+    def transom_doctor():
+        return ["it is late"]
+
+    assert hookimpl(transom_doctor) is transom_doctor
+    assert transom_doctor() == ["it is late"]
