@@ -232,6 +232,15 @@ def test_cross_attention_is_the_equations_when_heads_are_grouped(
     close(masked[1:], attention(x[1:], key_value_states=other[1:, :4])[0])
 
 
+def test_cross_attention_adds_causality_when_its_type_says_so(x: Tensor, small_config: Any, submodules_of: Any) -> None:
+    config = small_config(**F64)
+    attention = CrossAttention(config, submodules_of("cross_attention", config), 1, AttnMaskType.causal)
+    other = torch.randn(2, 5, 32, dtype=torch.float64)
+    got, _ = attention(x, key_value_states=other)
+    for i in (1, 3):
+        close(got[:, i - 1], attention(x[:, :i], key_value_states=other[:, :i])[0][:, -1])
+
+
 @pytest.mark.parametrize("slot", ["self_attention", "cross_attention"])
 def test_recomputed_core_gives_the_same_bits_when_training(slot: str, small_config: Any, build: Any) -> None:
     fields = {"attention_dropout": 0.3, "num_query_groups": 2}

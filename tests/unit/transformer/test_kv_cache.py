@@ -65,6 +65,13 @@ def test_rows_write_where_their_positions_say_when_given_per_row() -> None:
     assert torch.equal(keys[1, :3], first[1, 1:])
 
 
+def test_slots_follow_positions_when_they_are_shuffled() -> None:
+    cache, key = make(), tokens(2, 3)
+    keys, _, lengths = cache.layer(0).update(key, key, torch.tensor([2, 0, 1]))
+    assert torch.equal(keys, key[:, [1, 2, 0]])
+    assert lengths.tolist() == [3, 3]
+
+
 def test_row_stays_as_it_is_when_all_of_it_is_padding() -> None:
     cache = make(batch_size=2)
     old, new = tokens(2, 2), tokens(2, 1)
