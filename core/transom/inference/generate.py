@@ -51,8 +51,8 @@ def generate(
     """Continue a sequence of tokens.
 
     Args:
-        model: token ids ``[b, s]`` to logits ``[b, s, v]``. Until the last token it is in evaluation mode, and its caches
-            are taken.
+        model: token ids ``[b, s]`` to logits ``[b, s, v]``. Until the last token it is in evaluation mode, and its
+            caches are taken.
         tokens: ids of the prompt, at least one.
         max_new_tokens: how many to generate; `None` = as many as the model's ``max_sequence_length`` has room for.
         temperature: as for `Sampling`, like the following.
