@@ -29,7 +29,7 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, empha
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else _UNBOUNDED, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else _UNBOUNDED, highlight=False, markup=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
         table.add_column(heading, overflow="fold", style="bold" if heading == emphasised else None)

@@ -88,6 +88,7 @@ def check_agreement(subject: Subject, agreement: Agreement, dtype: str) -> None:
     _require_gradients(inputs, agreement.constant)
     with torch.set_grad_enabled(subject.trains):
         outputs = agreement.run(module, inputs)
+    _expect_unwritten(inputs, given)
     state = {name: tensor.detach().to("cpu", torch.float64) for name, tensor in module.named_parameters()}
     wide = {name: tensor.double() if tensor.is_floating_point() else tensor.clone() for name, tensor in given.items()}
     _require_gradients(wide, agreement.constant)
@@ -100,6 +101,10 @@ def check_agreement(subject: Subject, agreement: Agreement, dtype: str) -> None:
     if subject.trains:
         leaves = {name: tensor for name, tensor in inputs.items() if tensor.requires_grad}
         _compare_gradients(outputs, expected, leaves | dict(module.named_parameters()), wide | state, tolerance)
+    _expect_unwritten(inputs, given)
+
+
+def _expect_unwritten(inputs: Tensors, given: Tensors) -> None:
     for name, tensor in inputs.items():
         if not torch.equal(tensor.detach().cpu(), given[name]):
             raise ConformanceError(f"it wrote to its input {name!r}")

@@ -100,10 +100,12 @@ class Subject:
         """The dtype in which every case runs."""
         return self.dtypes[0] if self.dtypes else self.card.dtypes[0]
 
-    @property
+    @cached_property
     def trains(self) -> bool:
-        """Whether it declares gradients."""
-        return "train" in self.card.modes
+        """Whether it declares gradients, and its ``supports()`` does not take them back on this device."""
+        if not {"train", "infer"} <= set(self.card.modes):
+            return "train" in self.card.modes
+        return not (self._verdict_of_plain("train").stage == "supports" and self._verdict_of_plain("infer").ok)
 
     @property
     def mode(self) -> Literal["train", "infer"]:
@@ -117,15 +119,20 @@ class Subject:
             dtype: one that it declares; `None` = that in which every case runs.
             changes: other fields of `BuildContext`.
         """
-        capability = torch.cuda.get_device_capability() if self.device == "cuda" else None
-        context = BuildContext(
-            device=self.device, dtype=dtype or self.dtype, mode=self.mode, compute_capability=capability
-        )
-        return replace(context, **changes)
+        return replace(self._context(dtype or self.dtype, self.mode), **changes)
 
     def verdict(self, request: Request) -> Verdict:
         """Ask whether it can serve, whatever the environment's policy says."""
         return judge(self.implementation, self.slot, request, Policy())
+
+    def _verdict_of_plain(self, mode: Literal["train", "infer"]) -> Verdict:
+        from transom.testing.requests import plain_request
+
+        return self.verdict(plain_request(self.slot.name, self._context(self.dtype, mode)))
+
+    def _context(self, dtype: str, mode: Literal["train", "infer"]) -> BuildContext:
+        capability = torch.cuda.get_device_capability() if self.device == "cuda" else None
+        return BuildContext(device=self.device, dtype=dtype, mode=mode, compute_capability=capability)
 
     def require(self, request: Request) -> None:
         """Go on only if it serves a request that its card covers.

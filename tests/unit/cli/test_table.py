@@ -33,3 +33,8 @@ def test_table_folds_to_the_terminal_and_cuts_nothing_off(columns):
     text = "".join("".join(lines).split())
     assert text.count("x") == 30
     assert "…" not in text
+
+
+def test_print_table_prints_square_brackets_as_they_are(capsys):
+    print_table(["case"], [["agreement/causal[cpu-float32]"], ["[bold]"]])
+    assert capsys.readouterr().out.splitlines() == ["case", "agreement/causal[cpu-float32]", "[bold]"]

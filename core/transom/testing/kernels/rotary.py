@@ -55,7 +55,7 @@ class _Call:
 def _calls(style: str) -> Iterator[_Call]:
     rows, one_row = [[0, 1, 2, 3, 4, 5], [0, 0, 0, 1, 2, 3]], [7, 8, 9, 10, 11, 12]
     far = [_FAR + i for i in range(6)]
-    yield _Call(style, "pairs are rotated by positions 0, 1 ...", style, principal=True)
+    yield _Call(style, "without positions, pairs are rotated by 0, 1 and so on", style, principal=True)
     yield _Call(f"{style}_positions", "positions that all rows share", style, positions=one_row)
     yield _Call(f"{style}_rows", "positions of each row", style, positions=rows, principal=True)
     yield _Call(

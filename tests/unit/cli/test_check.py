@@ -1,0 +1,95 @@
+"""`transom check`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from transom.cli import check as check_verb
+from transom.cli.main import main
+from transom.registry.registry import Registry
+
+NORM = """
+import torch
+from torch import nn
+
+
+class Fast(nn.Module):
+    def __init__(self, config, hidden_size, eps):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+
+    def forward(self, x, /):
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True)) * self.weight
+"""
+
+
+@pytest.fixture
+def plugin(site, make_card, monkeypatch):
+    """Install a norm that forgets eps; the verb sees it, as if this process had just started."""
+    card = make_card("norm.fast", features=["rmsnorm"], dtypes=["float32"], devices=["cpu", "cuda"])
+    site.install("acme-norm", {"norm": {"fast": "Fast"}}, code=NORM, card=card)
+    registry = Registry()
+    monkeypatch.setattr(check_verb, "default_registry", lambda: registry)
+
+
+def test_check_without_conformance_reads_and_imports_alone(plugin, capsys):
+    assert main(["check", "fast"]) == 0
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert lines[0] == "norm fast (acme-norm 1.0)"
+    assert [line.split()[0] for line in lines[2:5]] == ["card", "refused", "import"]
+    assert lines[-1].endswith("cases passed, 0 failed, 0 skipped.")
+    assert set(printed.err.strip()) == {"."}
+
+
+def test_check_with_conformance_fails_and_says_why(plugin, capsys):
+    assert main(["check", "norm/fast", "--conformance", "--only", "rmsnorm"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("failed agreement/rmsnorm_small[cpu-float32]")
+    assert lines[start + 1] == "  should show that eps is added to the variance: inputs whose own is smaller"
+    assert lines[start + 2].startswith("  output: ")
+
+
+def test_check_lists_every_case_when_asked_to(plugin, capsys):
+    main(["check", "fast", "--conformance", "--only", "rmsnorm_e", "--all"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["agreement/rmsnorm_eps[cpu-float32]", "failed"] in [row[:2] for row in rows]
+
+
+def test_check_shows_what_could_not_be_run(plugin, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    main(["check", "fast", "--conformance", "--only", "card"])
+    out = capsys.readouterr().out
+    assert "skipped card/cuda" in out
+    assert "it needs cuda, and this machine has none that torch can use" in out
+
+
+def test_check_writes_a_report_and_a_badge(plugin, tmp_path, capsys):
+    report, badge = tmp_path / "report.json", tmp_path / "badge.md"
+    arguments = ["--conformance", "--only", "rmsnorm", "--report", str(report), "--badge", str(badge), "--json"]
+    assert main(["check", "fast", *arguments]) == 1
+    (data,) = json.loads(report.read_text())
+    assert json.loads(capsys.readouterr().out) == [data]
+    assert (data["ref"], data["conforms"]) == ("acme-norm/fast", False)
+    failed = sorted(case["case"] for case in data["cases"] if case["status"] == "failed")
+    assert "agreement/rmsnorm_small[cpu-float32]" in failed
+    assert badge.read_text().startswith(f"### `fast` (norm), acme-norm 1.0: **{len(failed)} cases fail**\n")
+
+
+def test_check_refuses_a_filter_that_leaves_nothing(plugin, capsys):
+    assert main(["check", "fast", "--only", "moon"]) == 2
+    assert "no case of norm acme-norm/fast has 'moon' in its id." in capsys.readouterr().err
+
+
+def test_check_refuses_an_unknown_name(capsys):
+    assert main(["check", "dot_prodct"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("UnknownImplementationError: no implementation is named 'dot_prodct'.")
+    assert "Asked by:   transom check" in error
+
+
+def test_check_refuses_a_file_that_cannot_be_written(plugin, tmp_path, capsys):
+    assert main(["check", "fast", "--only", "readable", "--report", str(tmp_path / "no" / "report.json")]) == 2
+    assert "OutputError: cannot write" in capsys.readouterr().err
