@@ -100,6 +100,9 @@ def check_fields(config: TransformerConfig) -> None:
         value = getattr(config, name)
         if value is not None and not callable(value):
             refuse(name, value, "a function that fills a tensor in place is needed; init_method_std takes a number")
+    layout = config.pipeline_model_parallel_layout
+    if layout is not None and not isinstance(layout, str):
+        refuse("pipeline_model_parallel_layout", layout, "a text such as Et*3|(tt|)*2,t*3,L is needed")
     _check_window(config.window_size)
     for name in _PATTERNS:
         _check_pattern(name, getattr(config, name))

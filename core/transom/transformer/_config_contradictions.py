@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from transom.transformer._config_errors import refuse
+from transom.transformer.pipeline_layout import PipelineLayout
 
 if TYPE_CHECKING:
     from transom.transformer.transformer_config import TransformerConfig
@@ -131,7 +132,14 @@ def _pipeline(c: TransformerConfig) -> Iterator[Rule]:
     choose = "it cannot be combined with account_for_embedding/loss_in_pipeline_split; choose one"
     yield "num_layers_in_first_pipeline_stage", first is not None and (embedding or loss), choose
     yield "num_layers_in_last_pipeline_stage", last is not None and (embedding or loss), choose
-    if stages > 1:
+    layout = c.pipeline_model_parallel_layout
+    others = embedding or loss or first is not None or last is not None
+    yield "pipeline_model_parallel_layout", layout is not None and stages == 1, needs
+    choose = "it cannot be combined with other ways to split the layers; choose one"
+    yield "pipeline_model_parallel_layout", layout is not None and others, choose
+    if layout is not None:
+        PipelineLayout.parse(layout).check(c.num_layers, stages, virtual or 1)
+    elif stages > 1:
         yield from _division(c)
 
 
@@ -143,6 +151,10 @@ def _division(c: TransformerConfig) -> Iterator[Rule]:
     stages = c.pipeline_model_parallel_size - (first is not None) - (last is not None)
     yield "num_layers", rest < 0, "the first and the last pipeline stage ask for more layers than there are"
     yield "num_layers", stages == 0 and rest != 0, f"the two pipeline stages leave {rest} layers over"
-    chunks = max(1, stages * (c.virtual_pipeline_model_parallel_size or 1))
+    virtual = c.virtual_pipeline_model_parallel_size or 1
+    each = f"a multiple of virtual_pipeline_model_parallel_size ({virtual}) is needed"
+    yield "num_layers_in_first_pipeline_stage", (first or 0) % virtual != 0, each
+    yield "num_layers_in_last_pipeline_stage", (last or 0) % virtual != 0, each
+    chunks = max(1, stages * virtual)
     counted = f"{rest} layers (embedding and loss counted as asked)"
     yield "num_layers", rest % chunks != 0, f"{counted} do not divide over {chunks} pipeline chunks"

@@ -114,6 +114,7 @@ class TransformerConfig:
         num_layers_in_last_pipeline_stage: where stages are uneven.
         account_for_embedding_in_pipeline_split: the embedding counts as a layer.
         account_for_loss_in_pipeline_split: the loss counts as a layer.
+        pipeline_model_parallel_layout: what each stage has, as `transom.transformer.pipeline_layout` says.
         params_dtype: of parameters and activations, by torch's name. `None` = as `fp16` and `bf16` say, else float32.
         fp16: parameters and activations in float16.
         bf16: parameters and activations in bfloat16.
@@ -198,6 +199,7 @@ class TransformerConfig:
     num_layers_in_last_pipeline_stage: int | None = None
     account_for_embedding_in_pipeline_split: bool = False
     account_for_loss_in_pipeline_split: bool = False
+    pipeline_model_parallel_layout: str | None = None
     params_dtype: FilledDtype = _FOLLOWS
     fp16: bool = False
     bf16: bool = False

@@ -229,6 +229,38 @@ IMPOSSIBLE = [
         4,
         "the two pipeline stages leave 2 layers over",
     ),
+    (
+        {
+            "pipeline_model_parallel_size": 2,
+            "virtual_pipeline_model_parallel_size": 2,
+            "num_layers_in_first_pipeline_stage": 1,
+        },
+        "num_layers_in_first_pipeline_stage",
+        1,
+        "a multiple of virtual_pipeline_model_parallel_size (2) is needed",
+    ),
+    (
+        {
+            "pipeline_model_parallel_size": 2,
+            "virtual_pipeline_model_parallel_size": 2,
+            "num_layers_in_last_pipeline_stage": 3,
+        },
+        "num_layers_in_last_pipeline_stage",
+        3,
+        "a multiple of virtual_pipeline_model_parallel_size (2) is needed",
+    ),
+    ({"pipeline_model_parallel_layout": 4}, "pipeline_model_parallel_layout", 4, "a text such as Et*3|(tt|)*2,t*3,L"),
+    ({"pipeline_model_parallel_layout": "Et*4L"}, "pipeline_model_parallel_layout", "Et*4L", NEEDS_STAGES),
+    (
+        {
+            "pipeline_model_parallel_size": 2,
+            "num_layers_in_first_pipeline_stage": 1,
+            "pipeline_model_parallel_layout": "Et|t*3L",
+        },
+        "pipeline_model_parallel_layout",
+        "Et|t*3L",
+        "it cannot be combined with other ways to split the layers; choose one",
+    ),
     ({"params_dtype": "float8"}, "params_dtype", "float8", UNLISTED),
     ({"params_dtype": torch.int64}, "params_dtype", "int64", UNLISTED),
     ({"fp16": True, "bf16": True}, "fp16", True, "it cannot be combined with bf16; choose one"),
