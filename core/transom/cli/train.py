@@ -7,11 +7,11 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
-from transom.cli.options import device_option, examples, json_option, use_option
+from transom.cli.options import device_option, examples, json_option, lock_mode_option, locked_option, use_option
 
 if TYPE_CHECKING:
     from transom.training.run import RunResult
@@ -42,6 +42,8 @@ __all__ = ["command"]
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Of weights, data order and dropout.")
 @use_option
 @device_option
+@locked_option
+@lock_mode_option
 @json_option
 def command(
     spec: str,
@@ -52,6 +54,8 @@ def command(
     seed: int | None,
     use: dict[str, str],
     device: str,
+    locked: str | None,
+    lock_mode: Literal["exact", "compatible", "free"],
     as_json: bool,
 ) -> None:
     """Train the model that a spec describes.
@@ -73,6 +77,8 @@ def command(
             seed=seed,
             use=use,
             device=device,
+            lock=locked,
+            lock_mode=lock_mode,
             reporter=reporter_for(sys.stderr),
         )
     except KeyboardInterrupt:

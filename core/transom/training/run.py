@@ -15,7 +15,7 @@ from transom.checkpoint.store import list_checkpoints, open_checkpoint, prune_ch
 from transom.composition import build
 from transom.errors import DataError
 from transom.specs.load import load_spec
-from transom.specs.lock import Lock, read_lock
+from transom.specs.lock import Lock, Mode, read_lock
 from transom.specs.plan import Plan, plan
 from transom.specs.spec import ModelSpec
 from transom.text.tokenizer import Tokenizer, load_tokenizer
@@ -73,6 +73,8 @@ def train(
     seed: int | None = None,
     use: Mapping[str, str | Sequence[str]] | None = None,
     device: str = "cpu",
+    lock: str | Path | Lock | None = None,
+    lock_mode: Mode = "compatible",
     reporter: Reporter | None = None,
 ) -> RunResult:
     """Train the model of a spec as its ``train`` section says.
@@ -87,6 +89,8 @@ def train(
         seed: in place of ``train.seed``; a resumed run cannot change it.
         use: entries over the spec's ``use``.
         device: where to train.
+        lock: a lock or its file, whose choices are taken, as for `transom.plan`.
+        lock_mode: how closely the plan must agree with it.
         reporter: is told how it goes; `None` = nobody.
 
     Returns:
@@ -104,7 +108,8 @@ def train(
         given = _own_spec(folder, given, seed, reporter)
     else:
         folder.check_free()
-    prepared = _prepare(with_settings(given, steps=steps, data=data, seed=seed, use=use), device)
+    wanted = with_settings(given, steps=steps, data=data, seed=seed, use=use)
+    prepared = _prepare(wanted, plan(wanted, device=device, lock=lock, lock_mode=lock_mode))
     with folder.alone(), seeded_generators(prepared.spec.train.seed):
         if not resume:
             folder.check_free()
@@ -131,8 +136,7 @@ class _Prepared:
     length: int
 
 
-def _prepare(spec: ModelSpec, device: str) -> _Prepared:
-    made = plan(spec, device=device)
+def _prepare(spec: ModelSpec, made: Plan) -> _Prepared:
     length = sequence_length(spec)
     settings = spec.train
     tokenizer = load_tokenizer(settings.tokenizer)

@@ -65,6 +65,20 @@ def test_train_takes_steps_data_seed_and_use(here):
     assert (settings["steps"], settings["data"], settings["seed"]) == (3, ["text.txt", "other.txt"], 5)
 
 
+def test_train_takes_a_locks_choices_and_refuses_others(here, capsys):
+    main(["lock", "small.yaml", "--use", "core_attention=dot_product", "--out", "a.json"])
+    (here / "small.yaml").write_text(f"{SPEC}use: {{core_attention: torch_dot_product | dot_product}}\n")
+    assert main(["train", "small.yaml", "--out", "a", "--locked", "a.json"]) == 0
+    chosen = {
+        node["chosen"] for node in open_checkpoint("a").manifest.lock["nodes"] if node["slot"] == "core_attention"
+    }
+    assert chosen == {"transom/dot_product"}
+    capsys.readouterr()
+    assert main(["train", "small.yaml", "--out", "b", "--locked", "a.json", "--lock-mode", "exact"]) == 2
+    assert capsys.readouterr().err.startswith("PlanMismatchError: the plan departs from its lock in 1 place (exact).")
+    assert not (here / "b").exists()
+
+
 def test_train_resumes(capsys):
     assert main(["train", "small.yaml", "--out", "a"]) == 0
     assert main(["train", "small.yaml", "--out", "a", "--resume", "--steps", "6"]) == 0
