@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transom.errors import CacheError, ConfigError, InputError
 from transom.transformer.attention_mask import AttentionMask
 from transom.transformer.kv_cache import StaticKVCache
+from transom.transformer.pipeline_layout import first_layer_of_stage, num_layers_of_stage
 from transom.transformer.recompute import LayerRecompute
 from transom.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules, TransformerStack
 
@@ -266,3 +267,31 @@ def test_sharded_state_numbers_the_layers_over_all_stages(small_config: Any, bui
     keys["decoder.layers.2.mlp.linear_fc1.weight"] = "decoder.layers.8.mlp.linear_fc1.weight"  # tied to the first
     keys["decoder.final_layernorm.weight"] = "decoder.final_layernorm.weight"
     assert {name: state[name].key for name in keys} == keys
+
+
+def test_stages_of_a_layout_compute_what_the_whole_block_does(small_config: Any, build_block: Any) -> None:
+    whole = build_block(small_config(num_layers=4))
+    config = small_config(
+        num_layers=4,
+        pipeline_model_parallel_size=2,
+        virtual_pipeline_model_parallel_size=2,
+        pipeline_model_parallel_layout="Et|t|t|tL",
+    )
+    x = hidden = torch.randn(2, 5, 32)
+    state = whole.sharded_state_dict()
+    for virtual_stage in range(2):
+        for stage in range(2):
+            number = first_layer_of_stage(config, stage, virtual_stage)
+            count = num_layers_of_stage(config, stage, virtual_stage)
+            is_first, is_last = number == 1, number + count == 5
+            part = build_block(
+                whole.config.replace(num_layers=count),
+                pre_process=is_first,
+                post_process=is_last,
+                first_layer_number=number,
+            )
+            keys = part.sharded_state_dict()
+            part.load_state_dict({name: state[shard.key].data for name, shard in keys.items()})
+            part.set_input_tensor(None if is_first else hidden)
+            hidden = part(hidden if is_first else None, mask=causal())
+    assert torch.equal(hidden, whole(x, mask=causal()))
