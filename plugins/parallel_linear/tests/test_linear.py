@@ -16,7 +16,7 @@ from transom import BuildContext, TransformerConfig
 from transom.errors import ParallelError
 from transom.slots.linear import LinearRequest
 from transom.transformer.linear import ColumnLinear, RowLinear
-from transom.transformer.mlp import apply_swiglu_sharded_factory
+from transom.transformer.mlp import MLP, MLPSubmodules, apply_swiglu_sharded_factory
 from transom_parallel_linear.linear import ColumnParallelLinear, RowParallelLinear
 
 IN, OUT = 6, 8
@@ -308,3 +308,31 @@ def test_stacked_matrices_of_a_rank_are_found_in_the_whole(group: dist.ProcessGr
         assert torch.equal(shard.data, whole[shard.index])
     assert fused.axis_fragmentations == (p, 1)
     assert fused.global_offset == (r * 2 * OUT // p, 0)
+
+
+@pytest.mark.parametrize("singleton", [False, True], ids=["one key", "two keys"])
+@pytest.mark.parametrize(("saved_on", "loaded_on"), [(1, 4), (2, 1), (2, 4), (4, 2)])
+def test_gated_mlp_saved_on_some_ranks_is_that_of_any_other(saved_on: int, loaded_on: int, singleton: bool) -> None:
+    """Every rank draws the same whole weights, so what a rank of another size loads must be what it has already."""
+    wholes: dict[str, Tensor] = {}
+    for shards, _, _ in states_of_ranks(saved_on, singleton):
+        for shard in shards:
+            whole = wholes.setdefault(shard.key, torch.full(shard.global_shape, float("nan")))
+            whole[shard.index] = shard.data.detach()
+    for shards, mlp, state in states_of_ranks(loaded_on, singleton):
+        found = [wholes[shard.key][shard.index] for shard in shards]
+        for name, entry in state.items():
+            parts = [found.pop(0) for _ in (entry.build() if hasattr(entry, "build") else [entry])]
+            loaded = entry.merge_fn(parts) if hasattr(entry, "merge_fn") else parts[0]
+            assert torch.equal(loaded, mlp.state_dict()[name]), name
+
+
+def states_of_ranks(size: int, singleton: bool) -> Iterator[tuple[list[Any], nn.Module, dict[str, Any]]]:
+    for rank in range(size):
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=size)
+        torch.manual_seed(0)
+        gated = config(gated_linear_unit=True, ffn_hidden_size=12, init_method=nn.init.normal_)
+        mlp = MLP(gated, MLPSubmodules(ColumnParallelLinear, RowParallelLinear), tp_group=dist.group.WORLD)
+        state = mlp.sharded_state_dict(metadata={"singleton_local_shards": singleton, "tensor_parallel_rank": rank})
+        dist.destroy_process_group()
+        yield [s for entry in state.values() for s in getattr(entry, "build", lambda e=entry: [e])()], mlp, state
