@@ -29,6 +29,7 @@ class Outer(msgspec.Struct, forbid_unknown_fields=True):
     inner: Inner | None = None
     by_name: dict[str, Inner] = {}
     several: list[Inner] = []
+    tables: list[dict[str, int]] = []
     pair: tuple[Inner, int] | None = None
     shape: Circle | Square | None = None
     count: int = 1
@@ -69,6 +70,7 @@ def test_convert_reads_what_fits(data):
         ({"by_name": {"a": {"size": 1}, "b": {}}}, "by_name.b.size", "by_name.b.size is missing."),
         ({"by_name": {"a": {"size": 1}, "b": 3}}, "by_name.b", "by_name.b: expected `object`, got `int`."),
         ({"by_name": {"...": 3}}, "by_name....", "by_name....: expected `object`, got `int`."),
+        ({"tables": [{}, {"a": 1, "b": "x"}]}, "tables.1.b", "tables.1.b: expected `int`, got `str`."),
         ({"several": [{"size": 1}, 2]}, "several.1", "several.1: expected `object`, got `int`."),
         ({"shape": {"type": "Oval"}}, "shape.type", "shape.type: invalid value 'Oval'."),
         ({"count": 0}, "count", "count is 0; it must be 1 or more."),

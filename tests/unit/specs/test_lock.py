@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 from transom.errors import PlanMismatchError, ResolutionError, SpecError, UnknownImplementationError
+from transom.registry.registry import Registry
 from transom.specs.lock import Lock, read_lock
 from transom.specs.plan import plan
 
@@ -269,3 +270,48 @@ def test_spawned_workers_make_the_same_plan_without_looking_around(site, fakes, 
     )
     assert locked == [[fingerprint, True]] * 2
     assert pickled == [[fingerprint, True]]
+
+
+SLOT = """
+from typing import Protocol
+from torch import nn
+from transom.slots import Part, Request, Slot
+from acme_fakes.parts import MLP as Base
+
+class Builder(Protocol):
+    def __call__(self, *, request): ...
+
+class Interface(Protocol):
+    def forward(self, x, /): ...
+
+GATE = Slot(
+    name="gate", kind="kernel", api=(2, 1), summary="none", request=Request, builder=Builder, interface=Interface
+)
+
+class Gate(nn.Module):
+    def __init__(self, *, request):
+        super().__init__()
+
+    def forward(self, x, /):
+        return x
+
+class GatedMLP(Base):
+    @classmethod
+    def parts(cls, request):
+        return {**Base.parts(request), "gate": Part(slot="gate", request=Request(context=request.context))}
+"""
+
+
+def test_slot_of_a_plugin_is_locked_with_its_contract_and_its_distribution(site, fakes, make_spec, monkeypatch):
+    site.install("acme-slots", {"slots": {"gate": "GATE"}, "mlp": {"gated": "GatedMLP"}}, code=SLOT)
+    site.install("acme-gates", {"gate": {"open": "acme_slots.parts:Gate"}}, code=None)
+    made = plan(make_spec(use={"layers.1.mlp": "gated", "gate": "open"}), registry=Registry())
+    node = next(node for node in made.nodes() if node.slot == "gate")
+    assert (node.path, node.api, made.sources) == ("layers.1.mlp.gate", (2, 1), {"acme-slots": "1.0"})
+    lock = Lock.from_plan(made)
+    assert next(node.api for node in lock.nodes if node.slot == "gate") == "2.1"
+    assert lock.distributions == ("acme-fakes", "acme-gates", "acme-slots")
+    monkeypatch.setattr("transom.registry.registry.scan", lambda: pytest.fail("everything installed was looked at"))
+    assert plan(made.spec, lock=lock, lock_mode="exact").fingerprint == made.fingerprint
+    newer = changed(lock, "layers.1.mlp.gate", api="3.0")
+    assert newer.differences(made) == ["layers.1.mlp.gate: slot contract 3.0 was locked, now 2.1"]
