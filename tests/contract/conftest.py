@@ -25,7 +25,8 @@ def _names(module: Path) -> list[str]:
 
 
 def _section(slot: str, name: str) -> str:
-    features = json.dumps([feature for feature in SLOTS[slot].features if feature not in DISTRIBUTED])
+    distributed = set() if name.startswith("Parallel") else DISTRIBUTED
+    features = json.dumps([feature for feature in SLOTS[slot].features if feature not in distributed])
     return (
         f'[{slot}.{name}]\napi = "1.0"\ndevices = ["cpu"]\ndtypes = ["any"]\nmodes = ["train", "infer"]\n'
         f"compiles = true\ndeterministic = true\nfeatures = {features}\n"

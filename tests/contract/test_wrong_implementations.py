@@ -121,6 +121,28 @@ WRONG = [
     ("column_linear", "NoBackwardDw", "contract/backward_dw[cpu-float32]", "it has no backward_dw()"),
     ("column_linear", "OverwritesGradients", "contract/accumulates[cpu-float32]", "after two backward passes"),
     ("column_linear", "DelayForgotten", "contract/delay_wgrad[cpu-float32]", "has a gradient before backward_dw()"),
+    (
+        "column_linear",
+        "ParallelGradientNotSummed",
+        "parallel/tensor_parallel[cpu-float32]",
+        "the gradient of x on rank 0",
+    ),
+    (
+        "column_linear",
+        "ParallelNotGathered",
+        "parallel/tensor_parallel[cpu-float32]",
+        "rank 0:\nthe output has shape [2, 4, 20]",
+    ),
+    ("column_linear", "ParallelWholeOnEveryRank", "parallel/tensor_parallel[cpu-float32]", "rank 0:\nTraceback"),
+    ("row_linear", "ParallelUnsummed", "parallel/tensor_parallel[cpu-float32]", "output on rank 0: "),
+    (
+        "row_linear",
+        "ParallelUnsummed",
+        "parallel/sequence_parallel[cpu-float32]",
+        "rank 0:\nthe output has shape [2, 4, 40]",
+    ),
+    ("row_linear", "ParallelBiasOnEveryRank", "parallel/tensor_parallel[cpu-float32]", "output on rank 0: "),
+    ("row_linear", "ParallelRaises", "parallel/tensor_parallel[cpu-float32]", "the ranks have drifted apart"),
     ("embedding", "PaddingRow", "agreement/ids[cpu-float32]", "the gradient of weight: "),
     ("embedding", "ScaledByFrequency", "agreement/ids[cpu-float32]", "the gradient of weight: "),
     ("embedding", "ScaledByWidth", "agreement/ids[cpu-float32]", "output: "),
@@ -226,7 +248,8 @@ def test_wrong_implementation_is_caught_by_the_case_for_it(part, slot, name, cas
     ),
 )
 def test_right_implementation_passes_the_cases_that_catch_wrong_ones(part, slot, case_id):
-    outcome = run_case(_case(part(slot, "Right"), case_id))
+    right = "ParallelRight" if case_id.startswith("parallel/") else "Right"
+    outcome = run_case(_case(part(slot, right), case_id))
     assert (outcome.status, outcome.detail) == ("passed", "")
 
 

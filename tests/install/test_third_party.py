@@ -142,3 +142,15 @@ print(json.dumps([sorted(learns), sorted(replaced), all(p.requires_grad for p in
     assert replaced == linears
     assert [name for name in learns if "linear" in name and "layernorm" not in name] == [f"{n}.scale" for n in linears]
     assert is_plain
+
+
+@pytest.mark.parametrize(
+    ("page", "folder", "name"),
+    [("README.md", "acme-attn", "acme_attn"), ("docs/how-to/write-a-plugin.md", "acme-topk", "acme_topk")],
+    ids=["acme_attn", "acme_topk"],
+)
+def test_plugin_of_a_page_conforms(environment, written, page, folder, name):
+    environment.install(written(page) / folder)
+    done = environment.transom("check", name, "--conformance")
+    assert done.returncode == 0, done.stdout
+    assert ", 0 failed, 0 skipped." in done.stdout.splitlines()[-1]

@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from transom.composition import module_of
+from transom.registry.names import CORE
 from transom.registry.registry import default_registry
 from transom.registry.resolve import Resolution, resolve
 from transom.slots.request import ArchitectureRequest, Part, Request
 from transom.specs.node import Node
 from transom.testing.subject import Subject
 
-__all__ = ["assemble"]
+__all__ = ["assemble", "node_of"]
 
 
 def assemble(subject: Subject, request: ArchitectureRequest, *, on: str | None = None, **arguments: Any) -> nn.Module:
@@ -34,13 +35,28 @@ def assemble(subject: Subject, request: ArchitectureRequest, *, on: str | None =
         ConformanceError: it is refused for another reason.
         BuildError: it builds its parts otherwise than its ``parts()`` announces.
     """
-    subject.require(request)
-    chosen = subject.implementation
-    resolution = Resolution(subject.slot.name, (chosen.ref,), (subject.verdict(request),), chosen)
-    root = _node("", subject.slot.name, request, resolution)
+    root = node_of(subject, request)
     with torch.device(on or subject.device):
         module = module_of(root)(request.config, **arguments)
     return module.train(subject.trains)
+
+
+def node_of(subject: Subject, request: ArchitectureRequest) -> Node:
+    """Resolve the places inside an architecture implementation: by core's own, or by others where core's cannot serve.
+
+    Args:
+        subject: what is tested.
+        request: what it must serve.
+
+    Raises:
+        CaseSkipped: its own ``supports()`` refuses.
+        ConformanceError: it is refused for another reason.
+        ResolutionError: nothing that is installed can fill a place.
+    """
+    subject.require(request)
+    chosen = subject.implementation
+    resolution = Resolution(subject.slot.name, (chosen.ref,), (subject.verdict(request),), chosen)
+    return _node("", subject.slot.name, request, resolution)
 
 
 def _node(path: str, slot: str, request: Request, resolution: Resolution) -> Node:
@@ -56,6 +72,11 @@ def _node(path: str, slot: str, request: Request, resolution: Resolution) -> Nod
 
 
 def _part(path: str, part: Part) -> Node:
-    """Fill a place with the slot's default."""
-    default = default_registry().slot(part.slot).default or ()
-    return _node(path, part.slot, part.request, resolve(part.slot, default, part.request, asked_by=path))
+    registry = default_registry()
+    names = [each.ref for each in registry.implementations(part.slot) if each.builder is None]
+    default = registry.slot(part.slot).default
+    first = [f"{CORE}/{default}"] if default else []
+    resolution = resolve(
+        part.slot, [*first, *(name for name in names if name not in first)], part.request, asked_by=path
+    )
+    return _node(path, part.slot, part.request, resolution)

@@ -71,6 +71,7 @@ def cases_for(implementation: Implementation) -> tuple[Case, ...]:
         >>> cases[0].id
         'card/readable'
     """
+    from transom.testing.parallel import parallel_cases
     from transom.testing.subject import Subject, devices_of
 
     cases = list(declaration_cases(implementation))
@@ -82,7 +83,9 @@ def cases_for(implementation: Implementation) -> tuple[Case, ...]:
     can_be_run = any(reason is None for reason in devices.values())
     for device, reason in devices.items():
         if reason is None or not can_be_run:
-            cases += [replace(case, unavailable=reason) for case in generate(Subject(implementation, device))]
+            subject = Subject(implementation, device)
+            found = (*generate(subject), *parallel_cases(subject))
+            cases += [replace(case, unavailable=reason or case.unavailable) for case in found]
         else:
             cases.append(Case("card", device, f"all cases pass on {device}", _nothing, unavailable=reason))
     return tuple(cases)

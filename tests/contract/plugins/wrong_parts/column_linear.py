@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from transom_parallel_linear.linear import ColumnParallelLinear
 
 
 class Right(nn.Module):
@@ -117,3 +118,22 @@ class OverwritesGradients(Right):
 
 class DelayForgotten(Right):
     """Declares delay_wgrad and computes the weight's gradient at once."""
+
+
+class ParallelRight(ColumnParallelLinear):
+    pass
+
+
+class ParallelGradientNotSummed(ColumnParallelLinear):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._enter = lambda x, ranks: x
+
+
+class ParallelNotGathered(ColumnParallelLinear):
+    def __init__(self, *args, gather_output, **kwargs):
+        super().__init__(*args, gather_output=False, **kwargs)
+
+
+class ParallelWholeOnEveryRank(Right):
+    """Computes everything on every rank."""

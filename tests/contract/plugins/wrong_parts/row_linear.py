@@ -1,0 +1,28 @@
+"""Row linears over several processes."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from transom_parallel_linear.linear import RowParallelLinear
+
+
+class ParallelRight(RowParallelLinear):
+    pass
+
+
+class ParallelUnsummed(RowParallelLinear):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._leave = lambda x, ranks: x
+
+
+class ParallelBiasOnEveryRank(RowParallelLinear):
+    def forward(self, x, /):
+        return self._leave(F.linear(self._enter(x, self._ranks), self.weight, self.bias), self._ranks), None
+
+
+class ParallelRaises(RowParallelLinear):
+    def forward(self, x, /):
+        if self._ranks.size > 1:
+            raise RuntimeError("the ranks have drifted apart")
+        return super().forward(x)
