@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from transom.registry.policy import Policy
 
-__all__ = ["Stage", "Verdict", "judge", "judge_by_card", "unmet_requirements"]
+__all__ = ["Stage", "Verdict", "contract_refusal", "judge", "judge_by_card", "unmet_requirements"]
 
 Stage = Literal["missing", "policy", "api", "requires", "hardware", "features", "broken", "supports", "ok"]
 
@@ -96,14 +96,19 @@ Answer = tuple[str | None, str | None]
 """A reason to refuse, `None` = none, and a hint."""
 
 
-def _refuse_api(implementation: Implementation, card: CardSection, slot: Slot, request: Request) -> Answer:
+def contract_refusal(distribution: str, card: CardSection, slot: Slot) -> Answer:
+    """Tell whether what was written for one version of a slot's contract fits another; a reason and a hint if not."""
     major, _, minor = card.api.partition(".")
     written_for = (int(major), int(minor))
     if written_for[0] == slot.api[0] and written_for[1] <= slot.api[1]:
         return None, None
-    side = "transom" if written_for > slot.api else implementation.distribution
+    side = "transom" if written_for > slot.api else distribution
     have = ".".join(map(str, slot.api))
     return f"it is written for {slot.name} contract {card.api}, this transom has {have}", f"upgrade {side}"
+
+
+def _refuse_api(implementation: Implementation, card: CardSection, slot: Slot, request: Request) -> Answer:
+    return contract_refusal(implementation.distribution, card, slot)
 
 
 def _refuse_requires(implementation: Implementation, card: CardSection, slot: Slot, request: Request) -> Answer:

@@ -39,16 +39,24 @@ def ranks_in_segments(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         positions of queries and keys: keys of a segment are at 0, 1 ..., and its last query is where its last key is.
     """
-    key_rank = _earlier_in_segment(key)
-    rank = _earlier_in_segment(query)
-    queries = (query[:, :, None] == query[:, None, :]).sum(dim=-1)
-    keys = (query[:, :, None] == key[:, None, :]).sum(dim=-1)
-    return rank + keys - queries, key_rank
+    query, key = query.long(), key.long()
+    ranks = _ranks(key)
+    if query is key:
+        return ranks, ranks
+    return _ranks(query) + _sizes(key, query) - _sizes(query, query), ranks
 
 
-def _earlier_in_segment(segments: Tensor) -> Tensor:
-    same = segments[:, :, None] == segments[:, None, :]
-    return same.tril(diagonal=-1).sum(dim=-1)
+def _ranks(segments: Tensor) -> Tensor:
+    """Count, for each token, the tokens of its segment before it."""
+    ordered, order = segments.sort(dim=1, stable=True)
+    ranks = torch.arange(segments.shape[1], device=segments.device) - torch.searchsorted(ordered, ordered)
+    return torch.empty_like(ranks).scatter_(1, order, ranks)
+
+
+def _sizes(segments: Tensor, asked: Tensor) -> Tensor:
+    """Count the tokens of each segment that is asked for."""
+    ordered, _ = segments.sort(dim=1)
+    return torch.searchsorted(ordered, asked, right=True) - torch.searchsorted(ordered, asked)
 
 
 def segments_of_cumulative_lengths(cumulative: Tensor, length: int, name: str) -> Tensor:

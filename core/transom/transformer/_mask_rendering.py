@@ -119,10 +119,7 @@ def positions(mask: AttentionMask, s: int, t: int, device: torch.device) -> tupl
     """Find the positions of s queries ``[b or 1, s]`` and t keys ``[b or 1, t]``."""
     query, key = mask.query_positions, mask.key_positions
     if query is None and key is None and mask.query_segments is not None:
-        separate = mask.key_segments is not None and mask.key_segments is not mask.query_segments
-        # Where queries and keys are the same tokens, only distances matter, and a row's index serves as position.
-        if separate or mask.prefix_lengths is not None:
-            return ranks_in_segments(mask.query_segments, _key_segments(mask))
+        return ranks_in_segments(mask.query_segments, _key_segments(mask))
     if query is None:
         query = torch.arange(t - s, t, device=device)
     if key is None:

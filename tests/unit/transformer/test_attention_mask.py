@@ -200,6 +200,18 @@ def test_packed_segments_align_each_by_itself_when_keys_are_more_than_queries() 
     assert got[0, 0].int().tolist() == [[1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0, 1, 1]]
 
 
+def test_distances_count_within_a_segment_when_segments_are_interleaved() -> None:
+    got = AttentionMask(window=(1, 0), query_segments=torch.tensor([[0, 1, 0, 1, 0]])).as_bool(5, 5, device=CPU)
+    assert got is not None
+    assert got[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [0, 1, 0, 0, 0],
+        [1, 0, 1, 0, 0],
+        [0, 1, 0, 1, 0],
+        [0, 0, 1, 0, 1],
+    ]
+
+
 def test_bias_adds_alibi_when_both_are_given() -> None:
     slopes = torch.tensor([0.5, 0.25], dtype=torch.float64)
     bias = torch.randn(1, 2, 2, 3, dtype=torch.float64)

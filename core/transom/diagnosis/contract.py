@@ -1,0 +1,88 @@
+"""Whether an imported object keeps the conventions that planning and building rely on, beside its signatures."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from transom.errors import PluginImportError
+from transom.registry.card import CardSection
+from transom.registry.implementation import import_object
+from transom.registry.signatures import builder_mismatches
+from transom.slots.slot import Slot
+
+__all__ = ["object_complaints"]
+
+
+def object_complaints(builder: Any, slot: Slot, card: CardSection | None) -> tuple[str, ...]:
+    """Return what is wrong with a builder; empty = nothing.
+
+    Args:
+        builder: what the entry point refers to.
+        slot: its slot.
+        card: what it declares, `None` = nothing.
+
+    Returns:
+        one complaint each, to be read after "the builder".
+    """
+    return (
+        *builder_mismatches(builder, slot.builder, slot.interface),
+        *_class_method(builder, "supports"),
+        *_class_method(builder, "parts"),
+        *_submodules(builder),
+        *_options(builder, card),
+    )
+
+
+def _class_method(builder: Any, name: str) -> Iterator[str]:
+    method = getattr(builder, name, None)
+    if method is None:
+        return
+    if not callable(method):
+        yield f"has `{name}` of type {type(method).__name__}, which cannot be called"
+        return
+    try:
+        inspect.signature(method).bind(object())
+    except (TypeError, ValueError):
+        yield f"has `{name}` that cannot be called with a request alone: it should be a class method"
+
+
+def _submodules(builder: Any) -> Iterator[str]:
+    has_parts, declared = hasattr(builder, "parts"), getattr(builder, "Submodules", None)
+    if declared is None:
+        if has_parts:
+            yield "has `parts` but no dataclass `Submodules` to receive them"
+        return
+    if not (isinstance(declared, type) and dataclasses.is_dataclass(declared)):
+        yield "has `Submodules` that is no dataclass"
+        return
+    required = [
+        field.name
+        for field in dataclasses.fields(declared)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    if not has_parts and required:
+        yield f"has `Submodules` that require {', '.join(required)}, but no `parts` that asks for them"
+
+
+def _options(builder: Any, card: CardSection | None) -> Iterator[str]:
+    declared = getattr(builder, "Options", None)
+    if isinstance(declared, type) and not (dataclasses.is_dataclass(declared) or issubclass(declared, msgspec.Struct)):
+        yield "has `Options` that is neither a dataclass nor a msgspec.Struct"
+    promised = None if card is None else card.options
+    if promised is None:
+        return
+    if declared is None:
+        yield "has no `Options`, which its card promises"
+    elif isinstance(promised, str):
+        try:
+            found = import_object(promised, "the options", slot="", name="")
+        except PluginImportError as error:
+            yield f"has options on its card that cannot be imported: {error.reason.partition(': ')[2]}"
+            return
+        if found is not declared:
+            yield f"has other `Options` than its card refers to, {promised}"
