@@ -43,10 +43,18 @@ def module_cases(subject: Subject, exercise: Exercise) -> Iterator[Case]:
     yield case("inference_mode", "inference changes no result, and can be followed by training", _check_inference)
     if subject.card.deterministic:
         yield case("deterministic", "the same inputs give the same bits, gradients included", _check_deterministic)
-    if subject.trains:
-        yield case("optimizer", "training goes on bit for bit from saved model and optimizer states", _check_optimizer)
-        yield case("recompute", "activation recomputation changes no bit of a gradient", _check_recompute)
-        yield case("frozen", "frozen parameters get no gradient, and inputs still do", _check_frozen)
+    if subject.declares_training:
+        yield case(
+            "optimizer",
+            "training goes on bit for bit from saved model and optimizer states",
+            subject.in_training(_check_optimizer),
+        )
+        yield case(
+            "recompute", "activation recomputation changes no bit of a gradient", subject.in_training(_check_recompute)
+        )
+        yield case(
+            "frozen", "frozen parameters get no gradient, and inputs still do", subject.in_training(_check_frozen)
+        )
     yield from compile_cases(subject, exercise)
 
 

@@ -100,11 +100,16 @@ class Subject:
         """The dtype in which every case runs."""
         return self.dtypes[0] if self.dtypes else self.card.dtypes[0]
 
+    @property
+    def declares_training(self) -> bool:
+        """Whether its card declares gradients."""
+        return "train" in self.card.modes
+
     @cached_property
     def trains(self) -> bool:
         """Whether it declares gradients, and its ``supports()`` does not take them back on this device."""
         if not {"train", "infer"} <= set(self.card.modes):
-            return "train" in self.card.modes
+            return self.declares_training
         return not (self._verdict_of_plain("train").stage == "supports" and self._verdict_of_plain("infer").ok)
 
     @property
@@ -146,6 +151,16 @@ class Subject:
             raise CaseSkipped(f"{verdict.stage}: {verdict.reason}")
         if not verdict.ok:
             raise ConformanceError(f"cannot serve what its card declares ({verdict.stage}): {verdict.reason}")
+
+    def in_training(self, check: Callable[..., None]) -> Callable[..., None]:
+        """Give a check that is skipped where ``supports()`` takes gradients back that the card declares."""
+
+        def checked(*arguments: Any) -> None:
+            if not self.trains:
+                raise CaseSkipped(f"supports: {self._verdict_of_plain('train').reason}")
+            check(*arguments)
+
+        return checked
 
     @cached_property
     def builder(self) -> Callable[..., Any]:

@@ -27,8 +27,8 @@ def test_cases_of_a_slot_have_ids_of_their_own_and_known_areas(slot):
 
 
 def test_cases_for_imports_no_plugin(norm):
-    assert cases_for(norm(code="raise RuntimeError('imported')"))
-    assert "acme_norm.parts" not in sys.modules
+    assert cases_for(norm(code="import sys\nsys.is_imported = True"))
+    assert not hasattr(sys, "is_imported")
 
 
 def test_cases_for_begins_with_the_declaration(norm):

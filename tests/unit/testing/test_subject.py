@@ -102,3 +102,19 @@ def test_subject_ignores_the_environments_policy(norm, monkeypatch):
 def test_subject_without_a_card_declares_no_feature():
     implementation = Implementation("norm", "Fast", "acme-norm", "1.0", "no_such_package.parts:Fast")
     assert Subject(implementation).features == frozenset()
+
+
+def test_training_is_skipped_where_supports_takes_it_back(norm):
+    code = "class Fast:\n    @classmethod\n    def supports(cls, request):\n"
+    code += "        return ['it has no backward pass here'] if request.context.mode == 'train' else []\n"
+    code += "    def __init__(self, config, hidden_size, eps): pass\n    def forward(self, x, /): pass\n"
+    subject = Subject(norm(code=code))
+    assert (subject.declares_training, subject.trains, subject.context().mode) == (True, False, "infer")
+    with pytest.raises(CaseSkipped, match=r"^supports: it has no backward pass here$"):
+        subject.in_training(lambda: None)()
+
+
+def test_training_is_checked_where_it_is_served(norm):
+    checked = []
+    Subject(norm()).in_training(checked.append)("x")
+    assert checked == ["x"]

@@ -47,9 +47,11 @@ def mixing_cases(subject: Subject, mixer: Mixer) -> Iterator[Case]:
     yield from cases("packed", "packed sequences give what each gives alone", _check_packed)
     yield from cases("cache", "decoding token by token gives what the whole forward gives", _check_cache)
     yield from cases("dropout_in_eval", "nothing is dropped in evaluation", _check_eval)
-    if subject.trains:
-        yield from cases("gradients", "a gradient reaches every parameter and the input", _check_gradients)
-        yield from cases("dropout", "dropout follows the random state in training", _check_dropout)
+    if subject.declares_training:
+        yield from cases(
+            "gradients", "a gradient reaches every parameter and the input", subject.in_training(_check_gradients)
+        )
+        yield from cases("dropout", "dropout follows the random state in training", subject.in_training(_check_dropout))
     yield from module_cases(subject, mixer_exercise(subject, mixer))
 
 

@@ -31,9 +31,9 @@ def cases(subject: Subject) -> Iterator[Case]:
     yield from contract_case(subject, "by_token", "it maps every token by itself", _check_by_token)
     yield from contract_case(subject, "token_scale", "per_token_scale scales every token by itself", _check_scale)
     yield from contract_case(subject, "width", "ffn_hidden_size may be another than the config's", _check_width)
-    if subject.trains:
+    if subject.declares_training:
         shows = "a gradient reaches every parameter, the input and the scale"
-        yield from contract_case(subject, "gradients", shows, _check_gradients)
+        yield from contract_case(subject, "gradients", shows, subject.in_training(_check_gradients))
     yield from module_cases(subject, _exercise(subject))
 
 

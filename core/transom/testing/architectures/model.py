@@ -40,8 +40,10 @@ def cases(subject: Subject) -> Iterator[Case]:
     yield from contract_case(subject, "bool_mask", "a mask may be a boolean tensor [b, s, s]", _check_mask, mixer)
     shows = "with labels it gives each token's cross-entropy, nothing where there is none"
     yield from contract_case(subject, "losses", shows, _check_losses, mixer, dtypes=True)
-    if subject.trains:
-        yield from contract_case(subject, "learns", "a few steps on one batch lower the loss", _check_learns, mixer)
+    if subject.declares_training:
+        yield from contract_case(
+            subject, "learns", "a few steps on one batch lower the loss", subject.in_training(_check_learns), mixer
+        )
 
 
 def _request(subject: Subject, config: TransformerConfig, masks: frozenset[str], layer_number: int) -> ModelRequest:

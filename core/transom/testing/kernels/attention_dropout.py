@@ -24,17 +24,47 @@ def attention_dropout_cases(subject: Subject) -> Iterator[Case]:
     """Make the cases of dropout; the first two hold for every core attention, declared or not."""
     yield _case(subject, "dropout_in_eval", "nothing is dropped in evaluation", _check_eval)
     yield _case(subject, "dropout_of_zero", "attention_dropout=0 drops nothing in training", _check_zero)
-    if "dropout" in subject.features and subject.trains:
+    if "dropout" in subject.features and subject.declares_training:
         yield _case(
-            subject, "dropout_share", "as many weights are dropped as asked for, the others scaled", _check_share
+            subject,
+            "dropout_share",
+            "as many weights are dropped as asked for, the others scaled",
+            subject.in_training(_check_share),
         )
-        yield _case(subject, "dropout_argument", "attention_dropout overrides the request's", _check_argument)
-        yield _case(subject, "dropout_differs", "heads, rows and calls drop different weights", _check_differs)
-        yield _case(subject, "dropout_seeded", "the same random state drops the same weights", _check_seeded)
-        yield _case(subject, "dropout_backward", "backward drops the weights that forward dropped", _check_backward)
+        yield _case(
+            subject,
+            "dropout_argument",
+            "attention_dropout overrides the request's",
+            subject.in_training(_check_argument),
+        )
+        yield _case(
+            subject,
+            "dropout_differs",
+            "heads, rows and calls drop different weights",
+            subject.in_training(_check_differs),
+        )
+        yield _case(
+            subject,
+            "dropout_seeded",
+            "the same random state drops the same weights",
+            subject.in_training(_check_seeded),
+        )
+        yield _case(
+            subject,
+            "dropout_backward",
+            "backward drops the weights that forward dropped",
+            subject.in_training(_check_backward),
+        )
         if "float64" in subject.dtypes:
             shows = "gradients of queries and keys are those of what forward dropped"
-            yield Case("agreement", "dropout_slope", shows, partial(_check_slope, subject), "float64", subject.device)
+            yield Case(
+                "agreement",
+                "dropout_slope",
+                shows,
+                partial(subject.in_training(_check_slope), subject),
+                "float64",
+                subject.device,
+            )
 
 
 def _case(subject: Subject, name: str, shows: str, check: object) -> Case:

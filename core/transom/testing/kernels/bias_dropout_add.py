@@ -52,11 +52,19 @@ def cases(subject: Subject) -> Iterator[Case]:
     def case(name: str, shows: str, check: Callable[[Subject], None]) -> Case:
         return Case("agreement", name, shows, partial(check, subject), subject.dtype, subject.device)
 
-    if "dropout" in subject.features and subject.trains:
-        yield case("dropout_share", "as much is dropped as asked for, the rest scaled", _check_share)
-        yield case("dropout_residual", "the residual is never dropped, and the bias is dropped with x", _check_residual)
-        yield case("dropout_seeded", "the same random state drops the same elements", _check_seeded)
-        yield case("dropout_backward", "backward drops what forward dropped", _check_backward)
+    if "dropout" in subject.features and subject.declares_training:
+        yield case(
+            "dropout_share", "as much is dropped as asked for, the rest scaled", subject.in_training(_check_share)
+        )
+        yield case(
+            "dropout_residual",
+            "the residual is never dropped, and the bias is dropped with x",
+            subject.in_training(_check_residual),
+        )
+        yield case(
+            "dropout_seeded", "the same random state drops the same elements", subject.in_training(_check_seeded)
+        )
+        yield case("dropout_backward", "backward drops what forward dropped", subject.in_training(_check_backward))
     yield from module_cases(subject, _exercise(subject))
 
 

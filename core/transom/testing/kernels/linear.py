@@ -70,11 +70,17 @@ def cases(subject: Subject) -> Iterator[Case]:
 
     yield case("parameters", "weight [out, in] and bias [out] have the config's dtype", _check_parameters)
     yield case("initial", "the init method fills the weight, and the bias is zero", _check_initial)
-    if subject.trains:
-        yield case("accumulates", "gradients of several backward passes add up", _check_accumulates)
-        yield case("backward_dw", "backward_dw() does nothing when nothing was put off", _check_no_op)
-    if "delay_wgrad" in subject.features and subject.trains:
-        yield case("delay_wgrad", "weight gradients appear only after backward_dw()", _check_delayed)
+    if subject.declares_training:
+        yield case(
+            "accumulates", "gradients of several backward passes add up", subject.in_training(_check_accumulates)
+        )
+        yield case(
+            "backward_dw", "backward_dw() does nothing when nothing was put off", subject.in_training(_check_no_op)
+        )
+    if "delay_wgrad" in subject.features and subject.declares_training:
+        yield case(
+            "delay_wgrad", "weight gradients appear only after backward_dw()", subject.in_training(_check_delayed)
+        )
     yield from module_cases(subject, _exercise(subject))
 
 
