@@ -119,6 +119,12 @@ def site(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
+@pytest.fixture(scope="module")
+def module_site(tmp_path_factory):
+    """A directory of installed distributions for all tests of a module, seen only by the interpreters that it runs."""
+    return Site(tmp_path_factory.mktemp("module") / "site")
+
+
 @pytest.fixture
 def make_card():
     """Give a function that writes a card: `make_card("norm.fast", devices=["cuda"])`."""

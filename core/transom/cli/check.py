@@ -1,15 +1,17 @@
-"""`transom check`: whether an implementation is what its card and its slot's contract say."""
+"""`transom check`: whether a distribution or an implementation is what its card and its slot's contract say."""
 
 from __future__ import annotations
 
 import json
 import textwrap
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from transom.checkpoint.atomic import write_file
+from transom.cli.findings import EXIT_WRONG, print_findings, summary
 from transom.cli.options import examples, json_option
 from transom.cli.table import print_table
 from transom.registry.find import find
@@ -17,24 +19,36 @@ from transom.registry.registry import default_registry
 from transom.testing.report import AREAS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transom.diagnosis.finding import Finding
+    from transom.registry.implementation import Implementation
+    from transom.registry.registry import Registry
     from transom.testing import Outcome, Report
 
-__all__ = ["EXIT_NOT_CONFORMING", "command"]
-
-EXIT_NOT_CONFORMING = 1
+__all__ = ["command"]
 
 
 @click.command(
     "check",
     epilog=examples(
+        "transom check transom-torch-dot-product",
         "transom check dot_product",
         "transom check transom/torch_norm --conformance",
         "transom check linear/torch_linear --conformance --report report.json --badge conformance.md",
     ),
 )
-@click.argument("ref", metavar="[SLOT/]REF")
+@click.argument("ref", metavar="DIST | [SLOT/]REF")
 @click.option("--conformance", is_flag=True, help="Run it too, against the reference and its slot's contract.")
 @click.option("--only", metavar="TEXT", help="Only cases whose id contains this.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long the import of a distribution's entry may take.",
+)
 @click.option("--all", "show_all", is_flag=True, help="List every case, not only those that fail.")
 @click.option("--report", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False), help="Write JSON.")
 @click.option(
@@ -47,21 +61,58 @@ def command(
     ref: str,
     conformance: bool,
     only: str | None,
+    timeout: float,
     show_all: bool,
     report: Path | None,
     badge: Path | None,
     as_json: bool,
 ) -> None:
-    """Check an implementation; exit with 1 when a case fails.
+    """Check a distribution or an implementation; exit with 1 when something is wrong.
 
-    REF is a name, or distribution/name; a slot before it says which is meant where several slots know the name.
-    Without --conformance, its card, its entry point, its signature, its refusals and its import are checked.
+    DIST is an installed distribution: its metadata, entry points, card and signatures are compared, and it is
+    imported in another process to see what that does. REF is an implementation's name, or distribution/name; a slot
+    before it says which is meant where several slots know the name: its card, its entry point, its signature, its
+    refusals and its import are checked. With --conformance, implementations are run too.
     """
+    registry = default_registry()
+    findings, chosen = _chosen(registry, ref, timeout)
+    reports = _run(chosen, conformance, only, show_all, as_json) if conformance or findings is None else []
+    data: Any = [each.to_dict() for each in reports]
+    if findings is not None:
+        data = {"distribution": ref, "findings": [asdict(finding) for finding in findings], "reports": data}
+    if as_json:
+        click.echo(json.dumps(data, indent=2))
+    elif findings is not None:
+        print_findings(findings)
+        is_wrong = any(finding.is_wrong for finding in findings)
+        click.secho(f"\n{ref}: {summary(findings)}", fg="red" if is_wrong else "green")
+    if report is not None:
+        write_file(report, f"{json.dumps(data, indent=2)}\n".encode())
+    if badge is not None:
+        write_file(badge, "\n".join(each.to_markdown() for each in reports).encode())
+    if not all(each.conforms for each in reports) or any(finding.is_wrong for finding in findings or ()):
+        ctx.exit(EXIT_WRONG)
+
+
+def _chosen(registry: Registry, ref: str, timeout: float) -> tuple[Sequence[Finding] | None, Sequence[Implementation]]:
+    """Return what is wrong with a distribution, `None` where an implementation is meant, and the implementations."""
+    own = [c for c in registry.implementations() if c.builder is None and c.distribution.lower() == ref.lower()]
+    if ref.lower() not in map(str.lower, registry.index.distributions):
+        return None, find(registry, ref, asked_by="transom check")
+    from transom.diagnosis.check import check_distribution
+
+    return check_distribution(ref, registry, limit=timeout), own
+
+
+def _run(
+    chosen: Sequence[Implementation], conformance: bool, only: str | None, show_all: bool, as_json: bool
+) -> list[Report]:
+    """Run the cases of implementations."""
     from transom.testing import cases_for, declaration_cases, run_cases
 
     generate = cases_for if conformance else declaration_cases
     reports = []
-    for implementation in find(default_registry(), ref, asked_by="transom check"):
+    for implementation in chosen:
         cases = [case for case in generate(implementation) if only is None or only in case.id]
         if not cases:
             raise click.BadParameter(f"no case of {implementation.slot} {implementation.ref} has {only!r} in its id.")
@@ -70,15 +121,7 @@ def command(
         if not as_json:
             click.echo(err=True)
             _print(made, show_all)
-    data = [each.to_dict() for each in reports]
-    if as_json:
-        click.echo(json.dumps(data, indent=2))
-    if report is not None:
-        write_file(report, f"{json.dumps(data, indent=2)}\n".encode())
-    if badge is not None:
-        write_file(badge, "\n".join(each.to_markdown() for each in reports).encode())
-    if not all(each.conforms for each in reports):
-        ctx.exit(EXIT_NOT_CONFORMING)
+    return reports
 
 
 def _show_progress(outcome: Outcome) -> None:

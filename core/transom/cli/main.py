@@ -40,7 +40,8 @@ _VERBS: Mapping[str, str] = {
     "plan": "Show which implementation a spec gets at every place, and why.",
     "lock": "Write down what a spec gets at every place, for others to get the same.",
     "schema": "Print the JSON Schema of specs or of cards.",
-    "check": "Check an implementation; exit with 1 when a case fails.",
+    "doctor": "Say what is wrong with this installation; exit with 1 when something is.",
+    "check": "Check a distribution or an implementation; exit with 1 when something is wrong.",
     "train": "Train the model that a spec describes.",
     "generate": "Continue a text with a trained checkpoint.",
 }

@@ -41,7 +41,7 @@ def main(request: Mapping[str, Any]) -> None:
             out.flush()
 
         if request["with_state"]:
-            import torch.nn.functional  # noqa: F401 - what torch itself changes is nobody's fault
+            _import_torch()
         tell(devices() if request.get("devices") else {})
         for fields in request["entries"]:
             tell("started")
@@ -49,6 +49,15 @@ def main(request: Mapping[str, Any]) -> None:
             outcome = _outcome(Entry(**fields), request)
             faulthandler.cancel_dump_traceback_later()
             tell(outcome)
+
+
+def _import_torch() -> None:
+    """Import what plugins import of torch, so that what torch itself changes is nobody's fault."""
+    import torch._dynamo
+    import torch._inductor.config
+    import torch.distributed
+    import torch.nn.functional
+    import torch.utils.checkpoint  # noqa: F401
 
 
 def devices() -> dict[str, Any]:

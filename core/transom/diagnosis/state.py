@@ -115,7 +115,7 @@ def _torch(torch: Any) -> dict[str, str]:
         ),
         "anomaly detection of torch": repr(torch.is_anomaly_enabled()),
         "CUDA initialisation": repr(torch.cuda.is_initialized()),
-        "default tensor type's flush of denormals": repr((torch.tensor(1e-310, dtype=torch.float64) * 1).item() == 0),
+        "flush of denormals in torch": repr((torch.tensor(1e-310, dtype=torch.float64, device="cpu") * 1).item() == 0),
     }
 
 
@@ -125,7 +125,7 @@ def _functions() -> Iterator[tuple[str, str]]:
     owners += [(f"{module}.{name}", getattr(sys.modules[module], name)) for module, name in _CLASSES]
     for prefix, owner in owners:
         for name, value in vars(owner).items():
-            if callable(value) and not name.startswith("__"):
+            if callable(value) and not name.startswith("__") and name != "Storage":  # an alias for the default dtype
                 yield f"{prefix}.{name}", str(id(value))
 
 
