@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -181,6 +182,21 @@ def test_hidden_states_are_collected_when_layers_are_chosen(small_config: Any, b
     after_first = block.layers[0](x, mask=causal())[0]
     assert torch.equal(collect[0], after_first)
     assert torch.equal(collect[2], block.run_layers(x, mask=causal()))
+
+
+@pytest.mark.parametrize("window", [None, (2, 0)], ids=["full", "window"])
+@pytest.mark.parametrize("position", ["rope", "none"])
+def test_packed_sequences_give_what_each_gives_alone(
+    window: Any, position: str, small_config: Any, build_block: Any
+) -> None:
+    fields = {"params_dtype": "float64", "window_size": window, "position_embedding_type": position}
+    block = build_block(small_config(num_layers=2, num_query_groups=2, **fields))
+    ends = torch.tensor([0, 4, 5, 11])
+    x = torch.randn(1, 13, 32, dtype=torch.float64)
+    packed = block(x, mask=AttentionMask.from_cumulative_lengths(ends, 13, causal=True))
+    for start, end in pairwise(ends.tolist()):
+        alone = block(x[:, start:end], mask=causal())
+        torch.testing.assert_close(packed[:, start:end], alone, rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("window", [None, (2, 0)], ids=["full", "window"])
