@@ -214,15 +214,15 @@ class CacheStep:
 
     def write(self, memory: Tensor, new: Tensor) -> Tensor:
         """Write ``new [b, s, g, d]`` into ``memory [rows, capacity + 1, g, d]``; return what the step reads of it."""
-        rows = memory[: self.batch_size]
+        rows = memory.narrow(0, 0, self.batch_size)
         if self.aligned:
-            rows[:, self.extent - new.shape[1] : self.extent].copy_(new.detach())
+            rows.narrow(1, self.extent - new.shape[1], new.shape[1]).copy_(new.detach())
         elif self.slots.dim() == 1:
             rows.index_copy_(1, self.slots, new.detach().to(rows.dtype))
         else:
             batch = torch.arange(self.batch_size, device=rows.device)[:, None]
             rows.index_put_((batch, self.slots), new.detach().to(rows.dtype))
-        return rows[:, : self.extent].to(new.dtype)
+        return rows.narrow(1, 0, self.extent).to(new.dtype)
 
     def commit(self) -> None:
         """Count what was written as in use."""
@@ -241,8 +241,8 @@ class StaticLayerCache:
 
     def __init__(self, cache: StaticKVCache, number: int, step: CacheStep | None) -> None:
         self.cache = cache
-        self.key = cache.get_buffer(f"key_{number}")
-        self.value = cache.get_buffer(f"value_{number}")
+        self.key: Tensor = getattr(cache, f"key_{number}")
+        self.value: Tensor = getattr(cache, f"value_{number}")
         self.step = step
 
     def update(self, key: Tensor, value: Tensor, positions: Tensor, /) -> tuple[Tensor, Tensor, Tensor]:
