@@ -32,7 +32,6 @@ WRONG = [
     ("core_attention", "LayerScalingNotUndone", "agreement/layer_scaling[cpu-float32]", "output: "),
     ("core_attention", "GroupsInterleaved", "agreement/grouped[cpu-float32]", "output: "),
     ("core_attention", "BiasTwice", "agreement/bias[cpu-float32]", "output: "),
-    ("core_attention", "BiasScaled", "agreement/bias_shared[cpu-float32]", "output: "),
     ("core_attention", "BiasDetached", "agreement/bias_learned[cpu-float32]", "no gradient reaches bias"),
     ("core_attention", "SoftcapForgotten", "agreement/softcap[cpu-float32]", "output: "),
     ("core_attention", "SoftcapAfterBias", "agreement/softcap_bias[cpu-float32]", "output: "),

@@ -24,7 +24,7 @@ def find(registry: Registry, ref: str, *, asked_by: str) -> tuple[Implementation
         asked_by: who asked, for the error.
 
     Returns:
-        every match: a name may be known to several slots, and to several distributions.
+        every match: several slots, or distributions, may know a name.
 
     Raises:
         UnknownImplementationError: when nothing matches.
@@ -38,12 +38,9 @@ def find(registry: Registry, ref: str, *, asked_by: str) -> tuple[Implementation
     slot = scope if rest and (scope in registry.slots or scope in SLOT_ALIASES) else None
     distribution, name = split_reference(rest if slot else ref)
     candidates = registry.implementations(slot)
-    found = tuple(
-        candidate
-        for candidate in candidates
-        if candidate.name == name
-        and (distribution is None or normalise(candidate.distribution) == normalise(distribution))
-    )
+    owners = {c.distribution for c in candidates if distribution in (None, c.distribution)}
+    owners |= {c.distribution for c in candidates if normalise(c.distribution) == normalise(distribution or "")}
+    found = tuple(c for c in candidates if c.name == name and c.distribution in owners)
     if found:
         return found
     guesses = near(name, [candidate.name for candidate in candidates])

@@ -133,21 +133,8 @@ def _linear(implementation: Implementation, sequence: bool, group: ProcessGroup 
     request = LinearRequest(
         context=_context(subject, config), features=features, input_size=_IN, output_size=_OUT, bias=True
     )
-    of_slot: dict[str, Any] = {"gather_output": True} if is_column else {"input_is_parallel": True}
     torch.manual_seed(3)
-    module = subject.build(
-        request,
-        _IN,
-        _OUT,
-        config=config,
-        init_method=nn.init.normal_,
-        bias=True,
-        skip_bias_add=False,
-        is_expert=False,
-        tp_comm_buffer_name=None,
-        tp_group=group,
-        **of_slot,
-    )
+    module = _build_linear(subject, request, config, is_column, group)
     bias, x, direction = torch.randn(_OUT), torch.randn(*_SHAPE, _IN), torch.randn(*_SHAPE, _OUT)
     with torch.no_grad():
         module.get_parameter("bias").copy_(_part(bias, 0, group, split=is_column))
@@ -170,6 +157,25 @@ def _linear(implementation: Implementation, sequence: bool, group: ProcessGroup 
         "the gradient of x": Piece(gradient, 2),
         "the gradient of weight": Piece(weight, 1),
     }
+
+
+def _build_linear(
+    subject: Subject, request: LinearRequest, config: TransformerConfig, is_column: bool, group: ProcessGroup | None
+) -> nn.Module:
+    of_slot: dict[str, Any] = {"gather_output": True} if is_column else {"input_is_parallel": True}
+    return subject.build(
+        request,
+        _IN,
+        _OUT,
+        config=config,
+        init_method=nn.init.normal_,
+        bias=True,
+        skip_bias_add=False,
+        is_expert=False,
+        tp_comm_buffer_name=None,
+        tp_group=group,
+        **of_slot,
+    )
 
 
 def _architecture(implementation: Implementation, sequence: bool, group: ProcessGroup | None) -> Pieces:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -24,47 +24,14 @@ def attention_dropout_cases(subject: Subject) -> Iterator[Case]:
     """Make the cases of dropout; the first two hold for every core attention, declared or not."""
     yield _case(subject, "dropout_in_eval", "nothing is dropped in evaluation", _check_eval)
     yield _case(subject, "dropout_of_zero", "attention_dropout=0 drops nothing in training", _check_zero)
-    if "dropout" in subject.features and subject.declares_training:
-        yield _case(
-            subject,
-            "dropout_share",
-            "as many weights are dropped as asked for, the others scaled",
-            subject.in_training(_check_share),
-        )
-        yield _case(
-            subject,
-            "dropout_argument",
-            "attention_dropout overrides the request's",
-            subject.in_training(_check_argument),
-        )
-        yield _case(
-            subject,
-            "dropout_differs",
-            "heads, rows and calls drop different weights",
-            subject.in_training(_check_differs),
-        )
-        yield _case(
-            subject,
-            "dropout_seeded",
-            "the same random state drops the same weights",
-            subject.in_training(_check_seeded),
-        )
-        yield _case(
-            subject,
-            "dropout_backward",
-            "backward drops the weights that forward dropped",
-            subject.in_training(_check_backward),
-        )
-        if "float64" in subject.dtypes:
-            shows = "gradients of queries and keys are those of what forward dropped"
-            yield Case(
-                "agreement",
-                "dropout_slope",
-                shows,
-                partial(subject.in_training(_check_slope), subject),
-                "float64",
-                subject.device,
-            )
+    if "dropout" not in subject.features or not subject.declares_training:
+        return
+    for name, (shows, check) in _DROPPING.items():
+        yield _case(subject, name, shows, subject.in_training(check))
+    if "float64" in subject.dtypes:
+        shows = "gradients of queries and keys are those of what forward dropped"
+        check = partial(subject.in_training(_check_slope), subject)
+        yield Case("agreement", "dropout_slope", shows, check, "float64", subject.device)
 
 
 def _case(subject: Subject, name: str, shows: str, check: object) -> Case:
@@ -194,3 +161,12 @@ def _check_slope(subject: Subject) -> None:
     with torch.no_grad():
         quotient = (value(1e-5) - value(-1e-5)) / 2e-5
     assert_close(slope, quotient.cpu(), 1e-4, "the derivative, against a difference quotient,")
+
+
+_DROPPING: Mapping[str, tuple[str, Callable[[Subject], None]]] = {
+    "dropout_share": ("as many weights are dropped as asked for, the others scaled", _check_share),
+    "dropout_argument": ("attention_dropout overrides the request's", _check_argument),
+    "dropout_differs": ("heads, rows and calls drop different weights", _check_differs),
+    "dropout_seeded": ("the same random state drops the same weights", _check_seeded),
+    "dropout_backward": ("backward drops the weights that forward dropped", _check_backward),
+}

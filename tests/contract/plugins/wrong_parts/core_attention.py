@@ -104,8 +104,7 @@ class TopLeft(Right):
 class WindowOffByOne(Right):
     def see(self, mask, s, t, device):
         left, right = self.request.window or (None, None)
-        window = (None if left is None else left + 1, right)
-        return mask.as_bool(s, t, device=device, window=window)
+        return mask.as_bool(s, t, device=device, window=(None if left is None else left + 1, right))
 
 
 class WindowReplacesMask(Right):
@@ -194,11 +193,6 @@ class BiasTwice(Right):
 class BiasDetached(Right):
     def add(self, scores, bias):
         return scores + bias.detach()
-
-
-class BiasScaled(Right):
-    def add(self, scores, bias):
-        return scores + bias * self.scale
 
 
 class SoftcapForgotten(Right):
@@ -389,9 +383,6 @@ class WrongSignature(nn.Module):
 class NoModule:
     def __init__(self, config, *, request, layer_number, softmax_scale=None, attention_dropout=None):
         pass
-
-    def __call__(self, query, key, value, *, mask=None):
-        return query
 
 
 @torch.library.custom_op("wrong_parts::softmax", mutates_args=())
