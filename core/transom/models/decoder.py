@@ -122,7 +122,8 @@ class TransformerDecoder(TransformerStack):
         mask = self._mask(mask)
         hidden = self.embedding(tokens, input_pos)  # [b, s] -> [b, s, h]
         hidden = self.run_layers(hidden, mask=mask, positions=input_pos, cache=self.cache)
-        hidden = self.final_layernorm(hidden)
+        # The residual stream may be in float32 while the weights are not.
+        hidden = self.final_layernorm(hidden).to(self._output_weight().dtype)
         if labels is not None:
             return self._losses(hidden, labels)
         return self._logits(hidden).float()

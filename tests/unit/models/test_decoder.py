@@ -331,3 +331,13 @@ def test_plan_takes_the_calls_dtype_over_the_specs_bf16() -> None:
     plan = transom.plan(tiny(config={"bf16": True}), dtype="float32")
     assert plan.config.params_dtype == "float32"
     assert transom.plan(tiny(config={"bf16": True})).config.params_dtype == "bfloat16"
+
+
+def test_decoder_keeps_the_residual_stream_of_a_bfloat16_model_in_float32() -> None:
+    config = {"fp32_residual_connection": True, "params_dtype": "bfloat16"}
+    model = transom.build(tiny(config=config), seed=0)
+    streams: list[torch.dtype] = []
+    model.layers[1].register_forward_hook(lambda module, inputs, output: streams.append(output[0].dtype))
+    tokens = torch.randint(61, (2, 7))
+    assert model(tokens).dtype == model(tokens, labels=tokens).dtype == torch.float32
+    assert set(streams) == {torch.float32}
