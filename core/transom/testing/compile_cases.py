@@ -15,6 +15,7 @@ from transom.testing.agreement import Tensors
 from transom.testing.case import Case, ConformanceError
 from transom.testing.closeness import TOLERANCES, assert_close
 from transom.testing.exercise import Exercise, inputs_of, total
+from transom.testing.requests import plain_request
 from transom.testing.subject import Subject
 
 __all__ = ["compile_cases"]
@@ -22,6 +23,7 @@ __all__ = ["compile_cases"]
 _LAYERS = 3
 _OF_TORCH = frozenset(
     {"aten", "prim", "prims", "c10d", "_c10d_functional", "_dtensor", "quantized", "inductor", "rngprims", "torch_attn"}
+    | {"higher_order"}
 )
 
 
@@ -36,6 +38,7 @@ def compile_cases(subject: Subject, exercise: Exercise) -> Iterator[Case]:
 
 
 def _check_compile(subject: Subject, exercise: Exercise) -> None:
+    subject.require(plain_request(subject.slot.name, subject.context(compile=True)))
     modules = [exercise.filled(number) for number in range(1, _LAYERS + 1)]
     inputs = inputs_of(exercise, subject)
     graphs: list[int] = []
@@ -90,6 +93,13 @@ def _compare(subject: Subject, exercise: Exercise, module: Any, compiled: Any, i
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes the first call of every operator that is not torch's own, with copies of its arguments."""
+
+    supports_higher_order_operators = True
+
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """Stand back where an operator compiles itself, as torch's own modes do."""
+        return True
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

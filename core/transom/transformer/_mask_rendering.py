@@ -12,9 +12,9 @@ from transom.transformer._mask_packing import ranks_in_segments
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-    from transom.transformer.attention_mask import AttentionMask, Window
+    from transom.transformer.attention_mask import AttentionMask, ScoreMod, Window
 
-__all__ = ["DenseView", "ElementView", "alibi", "block_mask", "positions", "visible"]
+__all__ = ["DenseView", "ElementView", "alibi", "block_mask", "positions", "score_mod", "visible"]
 
 
 @final
@@ -159,6 +159,20 @@ def block_mask(
     sizes = [*(x.shape[0] for x in by_row if x is not None), *(_rows(p).shape[0] for p in by_position)]
     heads = 1 if mask.keep is None else mask.keep.shape[1]
     return create_block_mask(element, max(sizes, default=1), heads, s, t, device=device)
+
+
+def score_mod(mask: AttentionMask, positions: tuple[Tensor, Tensor] | None) -> ScoreMod:
+    """Make the function that adds bias and ALiBi to one score; ALiBi needs positions."""
+    bias, slopes = mask.bias, mask.alibi_slopes
+
+    def add(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        at = ElementView(b, h, i, j)
+        total = score if bias is None else score + at.pair(bias)
+        if slopes is not None and positions is not None:
+            total = total - slopes[h] * (at.query(positions[0]) - at.key(positions[1])).abs()
+        return total.to(score.dtype)
+
+    return add
 
 
 def _key_segments(mask: AttentionMask) -> Tensor:

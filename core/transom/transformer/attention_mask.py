@@ -17,10 +17,13 @@ from transom.transformer._mask_packing import VarlenLayout, runs_of_segments, se
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-__all__ = ["AttentionMask", "VarlenLayout", "Window"]
+__all__ = ["AttentionMask", "ScoreMod", "VarlenLayout", "Window"]
 
 Window = tuple[int | None, int | None]
 """Token distances ``(left, right)``: query i sees keys i - left ... i + right; `None` = unbounded on that side."""
+
+ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Changes one score, given the indices of its row, head, query and key; all are 0-d, as ``flex_attention`` has it."""
 
 _T = TypeVar("_T")
 _HIDING_BY_DATA = frozenset({"packed", "padding", "positions", "keep"})
@@ -169,19 +172,8 @@ class AttentionMask:
         Args:
             window: the layer's own window, if it has one.
         """
-        return (
-            self.causal
-            and _reaches_left(self.window)
-            and _reaches_left(window)
-            and self.query_segments is None
-            and self.prefix_lengths is None
-            and self.key_padding is None
-            and self.query_positions is None
-            and self.key_positions is None
-            and self.keep is None
-            and self.bias is None
-            and self.alibi_slopes is None
-        )
+        named = self.features
+        return named <= {"causal", "window"} and self.causal and _reaches_left(self.window) and _reaches_left(window)
 
     def as_bool(self, s: int, t: int, *, device: torch.device, window: Window | None = None) -> Tensor | None:
         """Render who may attend to whom.
@@ -251,7 +243,7 @@ class AttentionMask:
         return self._once(("rows", window, device), s, t, self._render_rows)
 
     def as_block_mask(self, s: int, t: int, *, device: torch.device, window: Window | None = None) -> BlockMask | None:
-        """Render for ``flex_attention``: the same as `as_bool`, block by block and without the dense form.
+        """Render for ``flex_attention``: the same as `as_bool`, kept block by block.
 
         Args:
             s: number of queries.
@@ -260,9 +252,24 @@ class AttentionMask:
             window: the layer's own window, which is combined with the mask's.
 
         Returns:
-            the block mask, or `None` when everyone sees everyone. `as_bias` is not in it.
+            the block mask, or `None` when everyone sees everyone. What `as_score_mod` adds is not in it.
         """
         return self._once(("block", window, device), s, t, self._render_block_mask)
+
+    def as_score_mod(self, s: int, t: int, *, device: torch.device) -> ScoreMod | None:
+        """Render for ``flex_attention`` what is added to the scores: the same as `as_bias`, element by element.
+
+        Args:
+            s: number of queries.
+            t: number of keys.
+            device: of the scores.
+
+        Returns:
+            a function of a score and its row, head, query and key, or `None` when nothing is added.
+        """
+        if self.bias is None and self.alibi_slopes is None:
+            return None
+        return self._once(("score_mod", device), s, t, self._render_score_mod)
 
     def as_varlen(self) -> VarlenLayout | None:
         """Render as cumulative lengths, for kernels that take packed sequences without padding.
@@ -376,6 +383,10 @@ class AttentionMask:
     def _render_block_mask(self, s: int, t: int, window: Window | None, device: torch.device) -> BlockMask | None:
         positions = self._positions(s, t, device) if self.causal or self.window or window else None
         return _mask_rendering.block_mask(self, s, t, positions, window, device)
+
+    def _render_score_mod(self, s: int, t: int, device: torch.device) -> ScoreMod:
+        positions = None if self.alibi_slopes is None else self._positions(s, t, device)
+        return _mask_rendering.score_mod(self, positions)
 
     def _positions(self, s: int, t: int, device: torch.device) -> tuple[Tensor, Tensor]:
         return self._once(("positions", device), s, t, self._find_positions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from dataclasses import replace
 from typing import Any
@@ -532,3 +533,20 @@ def test_mask_traces_in_one_graph_when_lengths_change(outside: bool) -> None:
         expected = 2 * naive(mask, 1, 1, s, s)[0, 0].sum(-1) + naive(mask, 1, 1, s, s, (1, 0))[0, 0].sum(-1)
         assert torch.equal(got, expected.float())
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("has_bias", [True, False], ids=["bias and alibi", "alibi"])
+def test_score_mod_adds_what_as_bias_draws(has_bias: bool) -> None:
+    slopes, bias = torch.tensor([0.5, 0.25]), torch.randn(2, 1, 3, 5) if has_bias else None
+    mask = AttentionMask(alibi_slopes=slopes, bias=bias, query_positions=torch.tensor([[2, 3, 4], [0, 1, 4]]))
+    add = mask.as_score_mod(3, 5, device=CPU)
+    drawn = mask.as_bias(3, 5, dtype=torch.float32, device=CPU)
+    assert add is not None
+    assert drawn is not None
+    for at in itertools.product(range(2), range(2), range(3), range(5)):
+        added = add(torch.tensor(1.5), *map(torch.tensor, at))
+        torch.testing.assert_close(added, 1.5 + drawn.expand(2, 2, 3, 5)[at])
+
+
+def test_score_mod_is_none_when_nothing_is_added() -> None:
+    assert AttentionMask(causal=True).as_score_mod(3, 5, device=CPU) is None

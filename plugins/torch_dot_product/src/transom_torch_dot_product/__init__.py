@@ -1,4 +1,5 @@
-"""Transom's core attention on PyTorch's ``scaled_dot_product_attention``, under the name ``torch_dot_product``.
+"""Transom's core attentions on PyTorch's own kernels: ``torch_dot_product`` and ``torch_flex``.
 
-What it supports is declared in ``transom.toml``; the module is `transom_torch_dot_product.attention`.
+What they support is declared in ``transom.toml``; the modules are `transom_torch_dot_product.attention`, on
+``scaled_dot_product_attention``, and `transom_torch_dot_product.flex`, on ``flex_attention``.
 """
