@@ -48,9 +48,9 @@ Pieces = dict[str, Piece]
 
 
 def parallel_cases(subject: Subject) -> Iterator[Case]:
-    """Make the cases of splitting over processes, for what is declared of it."""
+    """Make the cases of splitting over processes, for what is declared of it, in the slots that the kit can split."""
     for feature in _FEATURES:
-        if feature not in subject.features:
+        if feature not in subject.features or subject.slot.name not in _COMPUTE:
             continue
         reason = _unavailable(subject)
         shows = f"with {feature}, {SIZE} processes together give what one gives"
@@ -58,8 +58,6 @@ def parallel_cases(subject: Subject) -> Iterator[Case]:
 
 
 def _unavailable(subject: Subject) -> str | None:
-    if subject.slot.name not in _COMPUTE:
-        return f"the kit does not know how a {subject.slot.name} is split"
     if subject.device != "cpu":
         return "the kit starts several processes on the CPU alone"
     return None if _DTYPE in subject.dtypes else f"the kit compares processes in {_DTYPE} alone"
