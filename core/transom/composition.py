@@ -171,7 +171,7 @@ class _Making:
             answer = hook.call(_BUILT, module=module, path=node.path, resolution=node.resolution)
             if answer is None or answer is module:
                 continue
-            complaints = module_mismatches(answer, default_registry().slot(node.slot).interface)
+            complaints = module_mismatches(answer, default_registry().slot(node.slot).interfaces)
             if not isinstance(answer, nn.Module) or complaints:
                 complaint = "; ".join(complaints) or f"is a {type(answer).__name__}, not a torch.nn.Module"
                 raise hook.error(_BUILT, f"replaced {node.path or 'the model'} by what does not fit: it {complaint}")

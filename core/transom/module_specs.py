@@ -161,7 +161,7 @@ def _entries(submodules: Any) -> dict[str, Entry]:
 def _given(module: Callable[..., Any], place: Part, path: str) -> Resolution:
     """Resolve to a class or function that stands in the spec itself."""
     slot = default_registry().slot(place.slot)
-    complaints = builder_mismatches(module, slot.builder, slot.interface) if callable(module) else ["is not callable"]
+    complaints = builder_mismatches(module, slot.builder, slot.interfaces) if callable(module) else ["is not callable"]
     if complaints:
         raise SpecError(
             f"{path} is filled with {module!r}, which cannot make a {place.slot}: it {'; '.join(complaints)}.",

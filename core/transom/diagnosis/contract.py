@@ -30,7 +30,7 @@ def object_complaints(builder: Any, slot: Slot, card: CardSection | None) -> tup
         one complaint each, to be read after "the builder".
     """
     return (
-        *builder_mismatches(builder, slot.builder, slot.interface),
+        *builder_mismatches(builder, slot.builder, slot.interfaces),
         *_class_method(builder, "supports"),
         *_class_method(builder, "parts"),
         *_submodules(builder),

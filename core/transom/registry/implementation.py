@@ -141,7 +141,7 @@ class Implementation:
             PluginImportError: when the import failed, or what was imported does not fit the slot.
         """
         builder = self.load()
-        complaints = builder_mismatches(builder, slot.builder, slot.interface)
+        complaints = builder_mismatches(builder, slot.builder, slot.interfaces)
         if complaints:
             raise PluginImportError(
                 f"{slot.name} {self.label} does not fit its slot: {self.value} {'; '.join(complaints)}.",

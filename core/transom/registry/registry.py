@@ -226,7 +226,7 @@ class Registry:
             raise RegistryError(
                 f"{name!r} cannot be a name.", hint="letters, digits, _ . and -, but not 'auto'", slot=slot, name=name
             )
-        complaints = builder_mismatches(builder, contract.builder, contract.interface)
+        complaints = builder_mismatches(builder, contract.builder, contract.interfaces)
         if complaints:
             raise RegistryError(
                 f"{slot} {name!r} cannot be registered: the builder {'; '.join(complaints)}.",

@@ -14,7 +14,7 @@ _BY_NAME = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 _BY_POSITION = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 
-def builder_mismatches(builder: Any, protocol: type, interface: type) -> tuple[str, ...]:
+def builder_mismatches(builder: Any, protocol: type, interface: type | tuple[type, ...]) -> tuple[str, ...]:
     """Return what keeps a builder from being called as its slot's callers do; empty = nothing.
 
     A class's ``forward`` is compared too; what a function returns is only known once it is called.
@@ -22,15 +22,15 @@ def builder_mismatches(builder: Any, protocol: type, interface: type) -> tuple[s
     Args:
         builder: the class or function that is registered.
         protocol: the slot's builder Protocol.
-        interface: the slot's module Protocol.
+        interface: the slot's module Protocol, or several of which one is enough.
 
     Returns:
-        one complaint each, to be read after "the builder".
+        one complaint each, to be read after "the builder"; of several Protocols, as to the nearest.
     """
     if not callable(builder):
         return (f"is of type {type(builder).__name__}, which cannot be called",)
     compare = _builder_mismatches if isinstance(builder, Hashable) else _builder_mismatches.__wrapped__
-    return compare(builder, protocol, interface)
+    return min((compare(builder, protocol, each) for each in _several(interface)), key=len)
 
 
 @lru_cache(maxsize=1024)
@@ -46,16 +46,20 @@ def _builder_mismatches(builder: Callable[..., Any], protocol: Any, interface: A
     return found
 
 
-def module_mismatches(module: Any, interface: type) -> tuple[str, ...]:
+def module_mismatches(module: Any, interface: type | tuple[type, ...]) -> tuple[str, ...]:
     """Return what keeps a module from being used as its slot's callers do; empty = nothing.
 
     Args:
         module: an object that was made.
-        interface: the slot's module Protocol.
+        interface: the slot's module Protocol, or several of which one is enough.
 
     Returns:
-        one complaint each, to be read after "it".
+        one complaint each, to be read after "it"; of several Protocols, as to the nearest.
     """
+    return min((_module_mismatches(module, each) for each in _several(interface)), key=len)
+
+
+def _module_mismatches(module: Any, interface: type) -> tuple[str, ...]:
     complaints: list[str] = []
     for name in (name for name, value in vars(interface).items() if callable(value) and not name.startswith("_")):
         method = getattr(module, name, None)
@@ -65,6 +69,10 @@ def module_mismatches(module: Any, interface: type) -> tuple[str, ...]:
         found = mismatches(inspect.signature(method), _unbound(interface, name))
         complaints += [f"has a {name} that {complaint}" for complaint in found]
     return tuple(complaints)
+
+
+def _several(interface: type | tuple[type, ...]) -> tuple[type, ...]:
+    return interface if isinstance(interface, tuple) else (interface,)
 
 
 def mismatches(candidate: Signature, contract: Signature, *, keywords: tuple[str, ...] = ()) -> tuple[str, ...]:

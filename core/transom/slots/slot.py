@@ -23,6 +23,7 @@ class Slot:
         request: the frozen dataclass of everything known at build time.
         builder: the Protocol of what is registered: a callable that makes the module.
         interface: the Protocol of the module that the builder makes.
+        alternatives: further Protocols, of which the module may satisfy one instead.
         features: what a request of this slot may ask for, each with one line of meaning. A card declares a subset;
             undeclared means unsupported.
         default: the name of core's own implementation, used where a spec names none.
@@ -42,6 +43,7 @@ class Slot:
     request: type
     builder: type
     interface: type
+    alternatives: tuple[type, ...] = ()
     features: Mapping[str, str] = field(default_factory=dict)
     default: str | None = None
     shared: bool = False
@@ -53,3 +55,8 @@ class Slot:
     def group(self) -> str:
         """The entry-point group of this slot's implementations."""
         return f"transom.{self.name}"
+
+    @property
+    def interfaces(self) -> tuple[type, ...]:
+        """Every Protocol of which the module may satisfy one."""
+        return (self.interface, *self.alternatives)

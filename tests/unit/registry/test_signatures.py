@@ -198,3 +198,35 @@ class _Lacks:
 )
 def test_module_mismatches_compares_every_method_of_the_interface(module, complaints):
     assert module_mismatches(module, _Scale) == complaints
+
+
+class Reader(Protocol):
+    def forward(self, x): ...
+
+
+class Writer(Protocol):
+    def forward(self, x, y): ...
+
+
+class WriterBuilder(Protocol):
+    def __call__(self): ...
+
+
+class Writing:
+    def forward(self, x, y):
+        return x
+
+
+def test_one_interface_of_several_is_enough() -> None:
+    assert builder_mismatches(Writing, WriterBuilder, Reader)
+    assert builder_mismatches(Writing, WriterBuilder, (Reader, Writer)) == ()
+    assert module_mismatches(Writing(), (Reader, Writer)) == ()
+
+
+def test_of_several_interfaces_complaints_are_about_the_nearest() -> None:
+    class Other:
+        def forward(self, x, z): ...
+
+    assert module_mismatches(Other(), (Writer, Reader)) == (
+        "has a forward that requires `z`, which callers do not pass",
+    )
