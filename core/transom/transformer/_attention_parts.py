@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from transom.transformer.attention import SelfAttentionSubmodules
     from transom.transformer.transformer_config import TransformerConfig
 
-__all__ = ["UnitNorm", "check_ranks", "make_column", "make_proj", "make_query_key_norms", "make_rotary"]
+__all__ = [
+    "UnitNorm",
+    "check_ranks",
+    "make_column",
+    "make_proj",
+    "make_query_key_norms",
+    "make_rotary",
+    "query_key_norm_widths",
+]
 
 
 @final
@@ -40,15 +48,23 @@ def make_query_key_norms(
 ) -> tuple[Norm | None, Norm | None]:
     """Make the norms of queries and keys, or `None` where the config has none."""
     d, eps = config.kv_channels, config.layernorm_epsilon
+    query_width, key_width = query_key_norm_widths(config)
     if config.qk_l2_norm:
         return UnitNorm(d, eps), UnitNorm(d, eps)
     if not config.qk_layernorm:
         return None, None
     if submodules.q_layernorm is None or submodules.k_layernorm is None:
         raise _missing_part("q_layernorm and k_layernorm", "qk_layernorm", True)
-    return submodules.q_layernorm(config, hidden_size=d, eps=eps), submodules.k_layernorm(
-        config, hidden_size=d, eps=eps
-    )
+    query_norm = submodules.q_layernorm(config, hidden_size=query_width, eps=eps)
+    return query_norm, submodules.k_layernorm(config, hidden_size=key_width, eps=eps)
+
+
+def query_key_norm_widths(config: TransformerConfig) -> tuple[int, int]:
+    """Give the widths over which queries and keys are normed: of a head, or of all heads of a token."""
+    d = config.kv_channels
+    if not config.qk_layernorm_across_heads:
+        return d, d
+    return config.num_attention_heads * d, config.num_query_groups * d
 
 
 def make_rotary(config: TransformerConfig, submodules: SelfAttentionSubmodules, layer_number: int) -> Rotary | None:

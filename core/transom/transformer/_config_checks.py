@@ -52,6 +52,8 @@ _NUMBERS: Mapping[str, tuple[str, float, float]] = {
     "layernorm_epsilon": ("a number above 0", math.nextafter(0, 1), math.inf),
     "softmax_scale": ("a number above 0", math.nextafter(0, 1), math.inf),
     "attn_logit_softcapping": ("a number above 0", math.nextafter(0, 1), math.inf),
+    "final_logit_softcapping": ("a number above 0", math.nextafter(0, 1), math.inf),
+    "embedding_multiplier": ("a number above 0", math.nextafter(0, 1), math.inf),
     "activation_func_clamp_value": ("a number above 0", math.nextafter(0, 1), math.inf),
     "rotary_base": ("a number above 0", math.nextafter(0, 1), math.inf),
     "init_method_std": ("a number of at least 0", 0.0, math.inf),

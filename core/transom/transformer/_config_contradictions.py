@@ -46,6 +46,8 @@ def _heads_and_norms(c: TransformerConfig) -> Iterator[Rule]:
     yield "num_query_groups", heads % c.num_query_groups != 0, f"a divisor of num_attention_heads ({heads}) is needed"
     yield "qk_l2_norm", c.qk_l2_norm and c.qk_layernorm, "it cannot be combined with qk_layernorm; choose one"
     has_norm = c.qk_l2_norm or c.qk_layernorm
+    across = c.qk_layernorm_across_heads
+    yield "qk_layernorm_across_heads", across and not c.qk_layernorm, "it needs qk_layernorm"
     yield "qk_norm_before_rope", not c.qk_norm_before_rope and not has_norm, "it needs qk_layernorm or qk_l2_norm"
 
 
@@ -115,6 +117,8 @@ def _tensor(c: TransformerConfig) -> Iterator[Rule]:
     yield "sequence_parallel", c.sequence_parallel and tp == 1, "it needs tensor_model_parallel_size above 1"
     yield "tensor_model_parallel_size", heads % tp != 0, f"a divisor of num_attention_heads ({heads}) is needed"
     yield "tensor_model_parallel_size", groups % tp != 0, f"a divisor of num_query_groups ({groups}) is needed"
+    split_norm = tp > 1 and c.qk_layernorm_across_heads
+    yield "tensor_model_parallel_size", split_norm, "qk_layernorm_across_heads needs all heads on one rank"
     ffn = c.ffn_hidden_size
     yield "tensor_model_parallel_size", ffn % tp != 0, f"a divisor of ffn_hidden_size ({ffn}) is needed"
 

@@ -15,6 +15,7 @@ from transom.transformer._attention_parts import (
     make_proj,
     make_query_key_norms,
     make_rotary,
+    query_key_norm_widths,
 )
 from transom.transformer.attention_mask import AttentionMask
 from transom.transformer.enums import AttnMaskType
@@ -127,6 +128,7 @@ class SelfAttention(Module):
         )
         self.q_layernorm, self.k_layernorm = make_query_key_norms(config, submodules)
         self.norm_first = config.qk_norm_before_rope
+        self.norms_across_heads = config.qk_layernorm_across_heads
         self.rotary = make_rotary(config, submodules, layer_number)
         self.core_attention = submodules.core_attention(
             config, layer_number=layer_number, softmax_scale=config.softmax_scale
@@ -147,7 +149,8 @@ class SelfAttention(Module):
             "linear_proj": parts.row_linear(request, n * d, config.hidden_size, bias=config.add_bias_linear),
         }
         if config.qk_layernorm:
-            found |= {"q_layernorm": parts.norm(request, d), "k_layernorm": parts.norm(request, d)}
+            query_width, key_width = query_key_norm_widths(config)
+            found |= {"q_layernorm": parts.norm(request, query_width), "k_layernorm": parts.norm(request, key_width)}
         if config.has_rope(number):
             found["rotary"] = parts.rotary(request)
         return found
@@ -208,6 +211,9 @@ class SelfAttention(Module):
     def _norm(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         if self.q_layernorm is None or self.k_layernorm is None:
             return query, key
+        if self.norms_across_heads:  # [b, s, n, d] as [b, s, n·d]
+            normed_query, normed_key = self.q_layernorm(query.flatten(2)), self.k_layernorm(key.flatten(2))
+            return normed_query.view_as(query), normed_key.view_as(key)
         return self.q_layernorm(query), self.k_layernorm(key)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask | None) -> Tensor:

@@ -61,12 +61,16 @@ class TransformerConfig:
         layernorm_epsilon: added to the variance, or to the mean square.
         layernorm_zero_centered_gamma: the norm's scale is stored minus one.
         qk_layernorm: normalise queries and keys per head with learned scales.
+        qk_layernorm_across_heads: of `qk_layernorm`: all queries of a token together, and all its keys (OLMo 2),
+            instead of each head.
         qk_l2_norm: normalise queries and keys per head to unit root mean square, without a scale.
         qk_norm_before_rope: norm first, then RoPE; False = the other published order.
         fp32_residual_connection: keep the residual stream in float32.
         pre_layernorm: norms before attention and MLP (False = none, as in OLMo 2).
         post_attention_layernorm: a norm on attention's output, inside the residual branch (Gemma 2, OLMo 2).
         post_mlp_layernorm: likewise on the MLP's output.
+        parallel_residual: the MLP reads what the layer was given, as attention does, instead of attention's result
+            (GPT-NeoX): ``x + attn(norm(x)) + mlp(norm(x))``, each with its own norm.
         add_bias_linear: biases in all linears of attention and MLP.
         add_qkv_bias: a bias in the query/key/value projection even without `add_bias_linear`.
         gated_linear_unit: ``act(gate) * up`` MLPs.
@@ -86,6 +90,8 @@ class TransformerConfig:
         no_rope_freq: every how many layers RoPE is left out; or one 0 or 1 a layer, 1 = left out.
         attn_logit_softcapping: scores become ``c * tanh(scores / c)``.
         attention_output_gate: multiply attention's output by a sigmoid gate, projected along with the queries.
+        embedding_multiplier: multiplies token embeddings, rounded to their dtype (Gemma: the square root of h).
+        final_logit_softcapping: the model's logits become ``c * tanh(logits / c)``.
         position_embedding_type: ``"rope"``, ``"learned_absolute"``, ``"relative"`` (T5), ``"alibi"`` or ``"none"``.
         rotary_interleaved: RoPE pairs component 2i with 2i+1, instead of i with i + d/2.
         rotary_base: base of the geometric series of RoPE's wavelengths.
@@ -144,12 +150,14 @@ class TransformerConfig:
     layernorm_epsilon: float = 1e-5
     layernorm_zero_centered_gamma: bool = False
     qk_layernorm: bool = False
+    qk_layernorm_across_heads: bool = False
     qk_l2_norm: bool = False
     qk_norm_before_rope: bool = True
     fp32_residual_connection: bool = False
     pre_layernorm: bool = True
     post_attention_layernorm: bool = False
     post_mlp_layernorm: bool = False
+    parallel_residual: bool = False
 
     add_bias_linear: bool = True
     add_qkv_bias: bool = False
@@ -169,6 +177,8 @@ class TransformerConfig:
     no_rope_freq: int | tuple[int, ...] | None = None
     attn_logit_softcapping: float | None = None
     attention_output_gate: bool = False
+    embedding_multiplier: float = 1.0
+    final_logit_softcapping: float | None = None
     position_embedding_type: PositionEmbeddingType = "learned_absolute"
     rotary_interleaved: bool = False
     rotary_base: float = 10000.0

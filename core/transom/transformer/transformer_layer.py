@@ -64,6 +64,8 @@ class TransformerLayerSubmodules:
 class TransformerLayer(Module):
     """Adds to the residual stream x: ``x + attn(norm(x))``, then ``x + cross(norm(x))``, then ``x + mlp(norm(x))``.
 
+    With ``config.parallel_residual`` the MLP's norm reads the layer's input: ``x + attn(norm(x)) + mlp(norm(x))``.
+
     A place without a builder is the identity, so a layer without any returns its input, the same object.
 
     Args:
@@ -74,7 +76,7 @@ class TransformerLayer(Module):
         tp_group: tensor-parallel process group.
 
     Source: Vaswani et al. 2017, with norms inside the branches (Xiong et al. 2020) and optionally at their ends too
-    (Gemma 2), or only there (OLMo 2).
+    (Gemma 2), or only there (OLMo 2); the parallel form is that of GPT-NeoX (Black et al. 2022).
 
     Example:
         >>> from transom import TransformerConfig
@@ -102,6 +104,7 @@ class TransformerLayer(Module):
         self.dtype = torch_dtype(config.params_dtype)
         self.residual_dtype = torch.promote_types(self.dtype, torch.float32)
         self.wide_residual = config.fp32_residual_connection
+        self.is_parallel = config.parallel_residual
         self.recomputes_norms = "layernorm" in config.recompute_modules
         self.recomputes_mlp = "mlp" in config.recompute_modules
 
@@ -177,6 +180,7 @@ class TransformerLayer(Module):
         """
         # A branch's output goes on without a name, so that its memory is free for the next one.
         x = self._residual(hidden_states)
+        start = x if self.is_parallel else None
         x = self._add(
             x,
             self.self_attention(self._normed(self.input_layernorm, x), mask=mask, positions=positions, cache=cache),
@@ -187,7 +191,7 @@ class TransformerLayer(Module):
             normed = self._normed(self.pre_cross_attn_layernorm, x)
             branch = self.cross_attention(normed, key_value_states=context, mask=context_mask)
             x = self._add(x, branch, None, self.cross_attn_bda)
-        branch = self._mlp(self._normed(self.pre_mlp_layernorm, x))
+        branch = self._mlp(self._normed(self.pre_mlp_layernorm, x if start is None else start))
         return self._add(x, branch, self.post_mlp_layernorm, self.mlp_bda), context
 
     def backward_dw(self) -> None:
