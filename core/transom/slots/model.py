@@ -74,8 +74,8 @@ class Model(Protocol):
 class EncoderDecoder(Protocol):
     """A language model that reads one sequence and writes another; its card declares ``encoder_decoder``.
 
-    Masks are boolean, True = may attend: ``[b, t]`` (what is no padding), ``[b, s, t]`` or ``[b, 1, s, t]``; or they are
-    an `AttentionMask`.
+    Masks are boolean, True = may attend: ``[b, t]`` (what is no padding), ``[b, s, t]`` or ``[b, 1, s, t]``; or
+    they are an `AttentionMask`.
     """
 
     def forward(
