@@ -45,6 +45,7 @@ class TransformerDecoder(TransformerStack):
         masks: kinds of mask that callers may pass; `None` = any.
         alibi_slopes: ``[n]``, of ALiBi position biases; `None` = none.
         recompute: which layers are recomputed in the backward pass; `None` = none.
+        logit_softcap: logits become ``c * tanh(logits / c)``; `None` = they stay as they are. A loss has its own.
 
     Raises:
         ConfigError: ``num_layers`` is not a positive number or not the length of the list.
@@ -77,6 +78,7 @@ class TransformerDecoder(TransformerStack):
         masks: frozenset[str] | None = None,
         alibi_slopes: Tensor | None = None,
         recompute: LayerRecompute | None = None,
+        logit_softcap: float | None = None,
     ) -> None:
         super().__init__(_layers(layer, num_layers), final_layernorm=norm, recompute=recompute)
         if not isinstance(tok_embeddings, LanguageModelEmbedding):
@@ -88,6 +90,7 @@ class TransformerDecoder(TransformerStack):
         self.num_heads = num_heads
         self.head_dim = head_dim
         self.masks = masks
+        self.logit_softcap = logit_softcap
         self.register_buffer("alibi_slopes", alibi_slopes, persistent=False)
         self.cache: StaticKVCache | None = None
 
@@ -126,7 +129,8 @@ class TransformerDecoder(TransformerStack):
         hidden = self.final_layernorm(hidden).to(self._output_weight().dtype)
         if labels is not None:
             return self._losses(hidden, labels)
-        return self._logits(hidden).float()
+        logits = self._logits(hidden).float()
+        return logits if self.logit_softcap is None else self.logit_softcap * torch.tanh(logits / self.logit_softcap)
 
     def setup_caches(self, batch_size: int, dtype: torch.dtype | None = None, *, capacity: int | None = None) -> None:
         """Make room for the keys and values of ``batch_size`` sequences of up to ``max_seq_len`` tokens.

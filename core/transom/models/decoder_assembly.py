@@ -15,6 +15,7 @@ from transom.transformer import parts
 from transom.transformer.initialization import NormalInit
 from transom.transformer.position_bias import alibi_slopes
 from transom.transformer.recompute import LayerRecompute
+from transom.transformer.utils import torch_dtype
 
 if TYPE_CHECKING:
     from transom.slots import Part, Parts
@@ -105,6 +106,7 @@ class DecoderAssembly:
             masks=request.masks,
             alibi_slopes=alibi_slopes(config.num_attention_heads) if is_alibi else None,
             recompute=LayerRecompute.of(config),
+            logit_softcap=config.final_logit_softcapping,
         )
 
 
@@ -126,7 +128,12 @@ def _embedding(
         None if positions is None else table(positions, request.max_sequence_length),
         config.hidden_dropout,
         torch.float32 if config.fp32_residual_connection else None,
+        _rounded(config.embedding_multiplier, torch_dtype(config.params_dtype)),
     )
+
+
+def _rounded(number: float, dtype: torch.dtype) -> float:
+    return float(torch.tensor(number, dtype=dtype, device="cpu"))
 
 
 def _output_layer(

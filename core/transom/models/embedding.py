@@ -13,13 +13,14 @@ __all__ = ["LanguageModelEmbedding"]
 
 @final
 class LanguageModelEmbedding(nn.Module):
-    """``dropout(word_embeddings(tokens) + position_embeddings(positions))``.
+    """``dropout(multiplier · word_embeddings(tokens) + position_embeddings(positions))``.
 
     Args:
         word_embeddings: maps ids ``[b, s]`` to ``[b, s, h]``.
         position_embeddings: maps positions ``[(b,) s]`` to ``[(b,) s, h]``; `None` = no learned positions.
         dropout: probability of zeroing an element in training.
         dtype: of the result; `None` = the table's.
+        multiplier: of the token embeddings.
 
     Example:
         >>> embedding = LanguageModelEmbedding(nn.Embedding(10, 4), nn.Embedding(8, 4))
@@ -33,16 +34,20 @@ class LanguageModelEmbedding(nn.Module):
         position_embeddings: nn.Module | None = None,
         dropout: float = 0.0,
         dtype: torch.dtype | None = None,
+        multiplier: float = 1.0,
     ) -> None:
         super().__init__()
         self.word_embeddings = word_embeddings
         self.position_embeddings = position_embeddings
         self.dropout = dropout
         self.dtype = dtype
+        self.multiplier = multiplier
 
     def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         """Map ids ``[b, s]`` to ``[b, s, h]``; ``positions`` `None` = 0 ... s-1."""
         hidden: Tensor = self.word_embeddings(tokens)  # [b, s] -> [b, s, h]
+        if self.multiplier != 1.0:
+            hidden = hidden * self.multiplier
         if self.position_embeddings is not None:
             if positions is None:
                 positions = torch.arange(tokens.shape[1], device=tokens.device)

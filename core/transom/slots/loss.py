@@ -24,11 +24,13 @@ class LossRequest(Request):
         vocab_size: v, over all ranks.
         ignore_index: labels with this value cost nothing.
         z_loss: adds ``z_loss * logsumexp(logits)²`` to each token's loss (0 = off).
+        softcap: logits become ``softcap * tanh(logits / softcap)`` first; `None` = they stay as they are.
     """
 
     vocab_size: int
     ignore_index: int = -100
     z_loss: float = 0.0
+    softcap: float | None = None
 
 
 class Loss(Protocol):
@@ -61,6 +63,7 @@ LOSS = Slot(
     interface=Loss,
     features={
         "z_loss": "penalises the squared log-partition",
+        "softcap": "caps the logits smoothly",
         "tensor_parallel": "the vocabulary is split over several processes",
     },
     default="cross_entropy",

@@ -24,6 +24,7 @@ def chunked_cross_entropy(
     ignore_index: int,
     z_loss: float,
     chunk: int,
+    softcap: float | None = None,
 ) -> Tensor:
     """Compute each token's loss, the logits of ``chunk`` tokens at a time.
 
@@ -35,6 +36,7 @@ def chunked_cross_entropy(
         ignore_index: the label that costs nothing.
         z_loss: weight of the squared log-partition.
         chunk: number of tokens.
+        softcap: of the logits; `None` = they stay as they are.
 
     Returns:
         ``[...]`` in nats, float32 (float64 for float64 hidden states).
@@ -47,7 +49,7 @@ def chunked_cross_entropy(
         True
     """
     flat = hidden.flatten(0, -2)  # [tokens, h]
-    losses: Tensor = _losses(flat, weight, labels.flatten(), bias, ignore_index, z_loss, chunk)[0]
+    losses: Tensor = _losses(flat, weight, labels.flatten(), bias, ignore_index, z_loss, chunk, softcap)[0]
     return losses.view(labels.shape)
 
 
@@ -60,12 +62,13 @@ def _losses(
     ignore_index: int,
     z_loss: float,
     chunk: int,
+    softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Losses and log-partitions, both ``[tokens]``."""
     log_partition = hidden.new_empty(len(labels), dtype=_wide(hidden))
     losses = torch.empty_like(log_partition)
     for tokens in _chunks(len(labels), chunk):
-        logits = _logits(hidden[tokens], weight, bias)  # [chunk, v]
+        logits = _logits(hidden[tokens], weight, bias, softcap)  # [chunk, v]
         ignored = labels[tokens] == ignore_index
         target = logits.gather(-1, labels[tokens].masked_fill(ignored, 0)[:, None])[:, 0]
         log_z = logits.logsumexp(-1)
@@ -91,6 +94,7 @@ def _gradients(
     ignore_index: int,
     z_loss: float,
     chunk: int,
+    softcap: float | None,
     needs_hidden: bool,
     needs_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,10 +107,13 @@ def _gradients(
         ignored = labels[tokens] == ignore_index
         log_z, cotangent = log_partition[tokens, None], grad[tokens].masked_fill(ignored, 0.0)[:, None]
         # d loss / d logits = softmax (1 + 2 z log_z) - one_hot(label)
-        slope = (_logits(hidden[tokens], weight, bias) - log_z).exp_().mul_(1 + 2 * z_loss * log_z)  # [chunk, v]
+        logits = _logits(hidden[tokens], weight, bias, softcap)  # [chunk, v]
+        slope = (logits - log_z).exp_().mul_(1 + 2 * z_loss * log_z)
         rows = torch.arange(len(ignored), device=slope.device)
         slope[rows, labels[tokens].masked_fill(ignored, 0)] -= 1.0  # no sum over indices: the same bits every time
         slope.mul_(cotangent)
+        if softcap is not None:
+            slope.mul_(1 - (logits / softcap).square())  # the derivative of c tanh(x / c)
         grad_bias += slope.sum(0) if bias is not None else 0
         slope = slope.to(hidden.dtype)
         if needs_hidden:
@@ -147,14 +154,16 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         None,
         None,
         None,
+        None,
     )
 
 
 _losses.register_autograd(_backward, setup_context=_keep)
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.linear(hidden, weight, bias).to(_wide(hidden))
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
+    logits = F.linear(hidden, weight, bias).to(_wide(hidden))
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
 def _wide(x: Tensor) -> torch.dtype:

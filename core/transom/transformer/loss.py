@@ -30,9 +30,9 @@ class CrossEntropy(nn.Module):
 
     Args:
         config: is not read: all that matters is in the request.
-        request: ``ignore_index`` and ``z_loss``.
+        request: ``ignore_index``, ``z_loss`` and ``softcap``.
 
-    Source: z-loss: Chowdhery et al. 2022 (PaLM), section 5.
+    Source: z-loss: Chowdhery et al. 2022 (PaLM), section 5; soft-capping: Gemma 2.
 
     Example:
         >>> from transom import BuildContext, TransformerConfig
@@ -47,6 +47,7 @@ class CrossEntropy(nn.Module):
         super().__init__()
         self.ignore_index = request.ignore_index
         self.z_loss = request.z_loss
+        self.softcap = request.softcap
 
     def forward(self, hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, /) -> Tensor:
         """Compute each token's loss.
@@ -62,9 +63,13 @@ class CrossEntropy(nn.Module):
         """
         if labels.numel() * weight.shape[0] > _WHOLE:
             chunk = max(1, _WHOLE // weight.shape[0])
-            return chunked_cross_entropy(hidden, weight, labels, bias, self.ignore_index, self.z_loss, chunk)
+            return chunked_cross_entropy(
+                hidden, weight, labels, bias, self.ignore_index, self.z_loss, chunk, self.softcap
+            )
         logits = F.linear(hidden, weight, bias).flatten(0, -2)  # [b·s, v]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
         losses = F.cross_entropy(logits, labels.flatten(), ignore_index=self.ignore_index, reduction="none")
         if self.z_loss:
             penalty = self.z_loss * logits.logsumexp(-1).square()

@@ -191,8 +191,18 @@ def bias_dropout_add(request: ArchitectureRequest) -> Part:
 def loss(request: ArchitectureRequest, vocab_size: int) -> Part:
     """Token cross-entropy over ``vocab_size`` ids."""
     config = request.config
-    optional = {"z_loss": config.z_loss > 0, "tensor_parallel": config.tensor_model_parallel_size > 1}
-    wanted = LossRequest(context=request.context, features=_when(optional), vocab_size=vocab_size, z_loss=config.z_loss)
+    optional = {
+        "z_loss": config.z_loss > 0,
+        "softcap": config.final_logit_softcapping is not None,
+        "tensor_parallel": config.tensor_model_parallel_size > 1,
+    }
+    wanted = LossRequest(
+        context=request.context,
+        features=_when(optional),
+        vocab_size=vocab_size,
+        z_loss=config.z_loss,
+        softcap=config.final_logit_softcapping,
+    )
     return Part(slot="loss", request=wanted)
 
 

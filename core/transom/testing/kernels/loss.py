@@ -32,6 +32,7 @@ class _Call:
     vocab_size: int = 37
     bias: bool = False
     z_loss: float = 0.0
+    softcap: float | None = None
     ignored: tuple[int, ...] = ()
     ignore_index: int = _IGNORED
     magnitude: float = 1.0
@@ -39,7 +40,8 @@ class _Call:
 
     @property
     def features(self) -> frozenset[str]:
-        return frozenset({"z_loss"} if self.z_loss else ())
+        asked = {"z_loss": bool(self.z_loss), "softcap": self.softcap is not None}
+        return frozenset(name for name, is_asked in asked.items() if is_asked)
 
 
 _CALLS = (
@@ -52,6 +54,8 @@ _CALLS = (
     _Call("many_tokens", "more tokens and ids than fit into one block of a kernel", shape=(3, 70), vocab_size=300),
     _Call("one_token", "a single token", shape=(1, 1)),
     _Call("z_loss", "the squared log-partition is penalised", z_loss=0.01, principal=True),
+    _Call("softcap", "the logits are capped smoothly", softcap=2.0, magnitude=4.0, principal=True),
+    _Call("softcap_z_loss", "the penalty is of the capped logits", softcap=2.0, z_loss=0.01, magnitude=4.0),
     _Call("z_loss_ignored", "ignored labels cost no penalty either", z_loss=0.01, ignored=(0, 9)),
 )
 
@@ -84,11 +88,12 @@ def _request(call: _Call, context: BuildContext) -> LossRequest:
         vocab_size=call.vocab_size,
         ignore_index=call.ignore_index,
         z_loss=call.z_loss,
+        softcap=call.softcap,
     )
 
 
 def _make(call: _Call, subject: Subject, request: Request, *, on: str | None = None) -> nn.Module:
-    config = config_for(params_dtype=request.context.dtype, z_loss=call.z_loss)
+    config = config_for(params_dtype=request.context.dtype, z_loss=call.z_loss, final_logit_softcapping=call.softcap)
     return subject.build(request, config, on=on, request=request)
 
 
@@ -115,6 +120,8 @@ def _expected(call: _Call, state: Tensors, inputs: Tensors) -> Tensors:
     logits = inputs["hidden"] @ inputs["weight"].T
     if "bias" in inputs:
         logits = logits + inputs["bias"]
+    if call.softcap is not None:
+        logits = call.softcap * torch.tanh(logits / call.softcap)
     peak = logits.detach().amax(dim=-1, keepdim=True)
     partition = (logits - peak).exp().sum(dim=-1).log() + peak.squeeze(-1)
     labels = inputs["labels"]
