@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -14,7 +14,35 @@ if TYPE_CHECKING:
 
     from transom.transformer.attention_mask import AttentionMask, ScoreMod, Window
 
-__all__ = ["DenseView", "ElementView", "alibi", "block_mask", "positions", "score_mod", "visible"]
+__all__ = [
+    "DenseView",
+    "ElementView",
+    "OpenedMask",
+    "render_additive",
+    "render_bias",
+    "render_block_mask",
+    "render_bool",
+    "render_opened",
+    "render_positions",
+    "render_rows",
+    "render_score_mod",
+    "visible",
+]
+
+_HIDDEN = float("-inf")
+
+
+class OpenedMask(NamedTuple):
+    """A mask for kernels that know no row without a key.
+
+    Args:
+        added: to the scores, ``[b or 1, n or 1, s, t]``: biases, and -inf where a key is hidden; 0 in blind rows.
+        blind: bool ``[b or 1, n or 1, s, 1]``, True = the query sees nothing, and its output must be made zeros; `None`
+            = every query is known to see something.
+    """
+
+    added: Tensor
+    blind: Tensor | None
 
 
 @final
@@ -115,7 +143,7 @@ def _terms_of_distance(
     return terms
 
 
-def positions(mask: AttentionMask, s: int, t: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def render_positions(mask: AttentionMask, s: int, t: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Find the positions of s queries ``[b or 1, s]`` and t keys ``[b or 1, t]``."""
     query, key = mask.query_positions, mask.key_positions
     if query is None and key is None and mask.query_segments is not None:
@@ -127,7 +155,28 @@ def positions(mask: AttentionMask, s: int, t: int, device: torch.device) -> tupl
     return _rows(query), _rows(key)
 
 
-def alibi(slopes: Tensor, positions: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
+def _needed_positions(
+    mask: AttentionMask, s: int, t: int, window: Window | None, device: torch.device
+) -> tuple[Tensor, Tensor] | None:
+    return mask.positions(s, t, device=device) if mask.causal or mask.window or window else None
+
+
+def render_bool(mask: AttentionMask, s: int, t: int, window: Window | None, device: torch.device) -> Tensor | None:
+    """Make what `AttentionMask.as_bool` gives."""
+    seen = visible(mask, DenseView(), _needed_positions(mask, s, t, window, device), window)
+    return None if seen is None else seen.expand(*seen.shape[:2], s, t)
+
+
+def render_bias(mask: AttentionMask, s: int, t: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    """Make what `AttentionMask.as_bias` gives."""
+    bias = None if mask.bias is None else mask.bias.to(dtype)
+    if mask.alibi_slopes is None:
+        return bias
+    alibi = _alibi(mask.alibi_slopes, mask.positions(s, t, device=device), dtype)
+    return alibi if bias is None else bias + alibi
+
+
+def _alibi(slopes: Tensor, positions: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
     """Make ALiBi's bias ``[b or 1, n, s, t]`` from slopes ``[n]``."""
     query, key = positions
     distance = (query[:, None, :, None] - key[:, None, None, :]).abs()
@@ -136,19 +185,65 @@ def alibi(slopes: Tensor, positions: tuple[Tensor, Tensor], dtype: torch.dtype) 
     return (-exact[:, None, None] * distance).to(dtype)
 
 
-def block_mask(
-    mask: AttentionMask,
-    s: int,
-    t: int,
-    positions: tuple[Tensor, Tensor] | None,
-    window: Window | None,
-    device: torch.device,
+def render_additive(
+    mask: AttentionMask, s: int, t: int, window: Window | None, dtype: torch.dtype, device: torch.device
+) -> Tensor | None:
+    """Make what `AttentionMask.as_additive` gives."""
+    bias = mask.as_bias(s, t, dtype=dtype, device=device)
+    seen = mask.as_bool(s, t, device=device, window=window)
+    if seen is None:
+        return bias
+    if bias is None:
+        return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, _HIDDEN)
+    return torch.where(seen, bias, _HIDDEN)
+
+
+def render_rows(mask: AttentionMask, s: int, t: int, window: Window | None, device: torch.device) -> Tensor | None:
+    """Make what `AttentionMask.seeing_rows` gives."""
+    seen = mask.as_bool(s, t, device=device, window=window)
+    return None if seen is None else seen.any(dim=-1, keepdim=True)
+
+
+def render_opened(
+    mask: AttentionMask, s: int, t: int, window: Window | None, dtype: torch.dtype, device: torch.device
+) -> OpenedMask | None:
+    """Make what `AttentionMask.as_opened` gives.
+
+    A learned bias is new in every layer, for its gradient; all that does not depend on it is not, so that one operation
+    is left for a layer.
+    """
+    seen, seeing = mask._once(("shown", window, dtype, device), s, t, _shown)
+    if seen is None or seeing is None:
+        added = mask.as_additive(s, t, dtype=dtype, device=device, window=window)
+        return None if added is None else OpenedMask(added, None)
+    bias = mask.as_bias(s, t, dtype=dtype, device=device)
+    zero = torch.zeros((), dtype=dtype, device=device)
+    closed = torch.where(seeing, _HIDDEN, zero)  # [b, n, s, 1]
+    return OpenedMask(torch.where(seen, zero if bias is None else bias, closed), ~seeing)
+
+
+def _shown(
+    mask: AttentionMask, s: int, t: int, window: Window | None, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
+    """Find which keys are seen, ``[b, n, s, t]``, and which queries see any, ``[b, n, s, 1]``; biases may hide too."""
+    seen = mask.as_bool(s, t, device=device, window=window)
+    bias = mask.as_bias(s, t, dtype=dtype, device=device)
+    if mask.bias is None or bias is None:
+        return seen, mask.seeing_rows(s, t, device=device, window=window)
+    finite = ~bias.detach().isneginf()
+    seen = finite if seen is None else finite & seen
+    return seen, seen.any(dim=-1, keepdim=True)
+
+
+def render_block_mask(
+    mask: AttentionMask, s: int, t: int, window: Window | None, device: torch.device
 ) -> BlockMask | None:
-    """Make the block mask of ``flex_attention``; `None` when nothing is hidden."""
+    """Make what `AttentionMask.as_block_mask` gives."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     if window is None and mask.features <= {"bias", "bias_grad", "alibi"}:
         return None
+    positions = _needed_positions(mask, s, t, window, device)
 
     def element(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         seen = visible(mask, ElementView(b, h, i, j), positions, window)
@@ -161,9 +256,10 @@ def block_mask(
     return create_block_mask(element, max(sizes, default=1), heads, s, t, device=device)
 
 
-def score_mod(mask: AttentionMask, positions: tuple[Tensor, Tensor] | None) -> ScoreMod:
-    """Make the function that adds bias and ALiBi to one score; ALiBi needs positions."""
+def render_score_mod(mask: AttentionMask, s: int, t: int, device: torch.device) -> ScoreMod:
+    """Make what `AttentionMask.as_score_mod` gives."""
     bias, slopes = mask.bias, mask.alibi_slopes
+    positions = None if slopes is None else mask.positions(s, t, device=device)
 
     def add(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         at = ElementView(b, h, i, j)

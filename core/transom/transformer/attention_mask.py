@@ -13,11 +13,12 @@ from transom.errors import MaskError
 from transom.transformer import _mask_rendering
 from transom.transformer._mask_checks import check_fields, check_lengths, check_windows
 from transom.transformer._mask_packing import VarlenLayout, runs_of_segments, segments_of_cumulative_lengths
+from transom.transformer._mask_rendering import OpenedMask
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-__all__ = ["AttentionMask", "ScoreMod", "VarlenLayout", "Window"]
+__all__ = ["AttentionMask", "OpenedMask", "ScoreMod", "VarlenLayout", "Window"]
 
 Window = tuple[int | None, int | None]
 """Token distances ``(left, right)``: query i sees keys i - left ... i + right; `None` = unbounded on that side."""
@@ -27,7 +28,7 @@ ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 _T = TypeVar("_T")
 _HIDING_BY_DATA = frozenset({"packed", "padding", "positions", "keep"})
-_WINDOWED = ("bool", "additive", "rows", "block")
+_WINDOWED = ("bool", "additive", "rows", "shown", "opened", "block")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -190,7 +191,7 @@ class AttentionMask:
         Raises:
             MaskError: a field is for another number of queries or keys.
         """
-        return self._once(("bool", window, device), s, t, self._render_bool)
+        return self._once(("bool", window, device), s, t, _mask_rendering.render_bool)
 
     def as_bias(self, s: int, t: int, *, dtype: torch.dtype, device: torch.device) -> Tensor | None:
         """Render what is added to the scores: ``bias`` and ALiBi, without the hidden keys.
@@ -206,7 +207,7 @@ class AttentionMask:
         """
         if self.bias is None and self.alibi_slopes is None:
             return None
-        return self._once(("bias", dtype, device), s, t, self._render_bias)
+        return self._once(("bias", dtype, device), s, t, _mask_rendering.render_bias)
 
     def as_additive(
         self, s: int, t: int, *, dtype: torch.dtype, device: torch.device, window: Window | None = None
@@ -224,7 +225,39 @@ class AttentionMask:
             ``[b or 1, n or 1, s, t]``, or `None` when there is nothing to add. A row that sees nothing is all -inf,
             and its output must be zeros: see `seeing_rows`. Do not write to it.
         """
-        return self._once(("additive", window, dtype, device), s, t, self._render_additive)
+        return self._once(("additive", window, dtype, device), s, t, _mask_rendering.render_additive)
+
+    def as_opened(
+        self, s: int, t: int, *, dtype: torch.dtype, device: torch.device, window: Window | None = None
+    ) -> OpenedMask | None:
+        """Render for kernels that know no row without a key: it is shown all keys, and named, to be struck out.
+
+        The softmax of such a row is 0/0, of which not every kernel makes zeros.
+
+        Args:
+            s: number of queries.
+            t: number of keys.
+            dtype: floating, of the term.
+            device: of the result.
+            window: the layer's own window, which is combined with the mask's.
+
+        Returns:
+            the term of the scores and the rows, or `None` when there is nothing to add. Do not write to it.
+        """
+        return self._once(("opened", window, dtype, device), s, t, _mask_rendering.render_opened)
+
+    def positions(self, s: int, t: int, *, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Render where queries and keys stand: those that were given, or aligned bottom-right.
+
+        Args:
+            s: number of queries.
+            t: number of keys.
+            device: of the result.
+
+        Returns:
+            positions of queries ``[b or 1, s]`` and of keys ``[b or 1, t]``.
+        """
+        return self._once(("positions", device), s, t, _mask_rendering.render_positions)
 
     def seeing_rows(self, s: int, t: int, *, device: torch.device, window: Window | None = None) -> Tensor | None:
         """Render which queries see anything at all: the others' output is zeros.
@@ -240,7 +273,7 @@ class AttentionMask:
         """
         if s <= t and self.features.isdisjoint(_HIDING_BY_DATA):
             return None  # every query sees at least the key at its own position, to which each distance is 0
-        return self._once(("rows", window, device), s, t, self._render_rows)
+        return self._once(("rows", window, device), s, t, _mask_rendering.render_rows)
 
     def as_block_mask(self, s: int, t: int, *, device: torch.device, window: Window | None = None) -> BlockMask | None:
         """Render for ``flex_attention``: the same as `as_bool`, kept block by block.
@@ -254,7 +287,7 @@ class AttentionMask:
         Returns:
             the block mask, or `None` when everyone sees everyone. What `as_score_mod` adds is not in it.
         """
-        return self._once(("block", window, device), s, t, self._render_block_mask)
+        return self._once(("block", window, device), s, t, _mask_rendering.render_block_mask)
 
     def as_score_mod(self, s: int, t: int, *, device: torch.device) -> ScoreMod | None:
         """Render for ``flex_attention`` what is added to the scores: the same as `as_bias`, element by element.
@@ -269,7 +302,7 @@ class AttentionMask:
         """
         if self.bias is None and self.alibi_slopes is None:
             return None
-        return self._once(("score_mod", device), s, t, self._render_score_mod)
+        return self._once(("score_mod", device), s, t, _mask_rendering.render_score_mod)
 
     def as_varlen(self) -> VarlenLayout | None:
         """Render as cumulative lengths, for kernels that take packed sequences without padding.
@@ -347,52 +380,17 @@ class AttentionMask:
             return found
         check_lengths(self, s, t)
         check_windows(key[1] if key[0] in _WINDOWED else None)
-        value = render(s, t, *key[1:])
+        value = render(self, s, t, *key[1:])
         # What needs a gradient is made anew for every layer: one that is recomputed must save what it saved before.
-        if not (isinstance(value, Tensor) and value.requires_grad):
+        if not _needs_gradient(value):
             self._memo[key] = (s, t, value)
         return value
 
-    def _render_bool(self, s: int, t: int, window: Window | None, device: torch.device) -> Tensor | None:
-        positions = self._positions(s, t, device) if self.causal or self.window or window else None
-        visible = _mask_rendering.visible(self, _mask_rendering.DenseView(), positions, window)
-        return None if visible is None else visible.expand(*visible.shape[:2], s, t)
 
-    def _render_bias(self, s: int, t: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        bias = None if self.bias is None else self.bias.to(dtype)
-        if self.alibi_slopes is None:
-            return bias
-        alibi = _mask_rendering.alibi(self.alibi_slopes, self._positions(s, t, device), dtype)
-        return alibi if bias is None else bias + alibi
-
-    def _render_additive(
-        self, s: int, t: int, window: Window | None, dtype: torch.dtype, device: torch.device
-    ) -> Tensor | None:
-        bias = self.as_bias(s, t, dtype=dtype, device=device)
-        visible = self.as_bool(s, t, device=device, window=window)
-        if visible is None:
-            return bias
-        if bias is None:
-            return torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, float("-inf"))
-        return torch.where(visible, bias, float("-inf"))
-
-    def _render_rows(self, s: int, t: int, window: Window | None, device: torch.device) -> Tensor | None:
-        visible = self.as_bool(s, t, device=device, window=window)
-        return None if visible is None else visible.any(dim=-1, keepdim=True)
-
-    def _render_block_mask(self, s: int, t: int, window: Window | None, device: torch.device) -> BlockMask | None:
-        positions = self._positions(s, t, device) if self.causal or self.window or window else None
-        return _mask_rendering.block_mask(self, s, t, positions, window, device)
-
-    def _render_score_mod(self, s: int, t: int, device: torch.device) -> ScoreMod:
-        positions = None if self.alibi_slopes is None else self._positions(s, t, device)
-        return _mask_rendering.score_mod(self, positions)
-
-    def _positions(self, s: int, t: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        return self._once(("positions", device), s, t, self._find_positions)
-
-    def _find_positions(self, s: int, t: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        return _mask_rendering.positions(self, s, t, device)
+def _needs_gradient(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return any(map(_needs_gradient, value))
+    return isinstance(value, Tensor) and value.requires_grad
 
 
 def _reaches_left(window: Window | None) -> bool:

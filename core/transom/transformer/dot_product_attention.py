@@ -149,7 +149,7 @@ class DotProductAttention(Module):
         bias = mask.as_bias(s, t, dtype=scores.dtype, device=scores.device)
         visible = mask.as_bool(s, t, device=scores.device, window=self.window)
         scores = scores if bias is None else scores + bias
-        return scores if visible is None else scores.masked_fill(~visible, float("-inf"))
+        return scores if visible is None else torch.where(visible, scores, float("-inf"))
 
     def _sink(self, scores: Tensor) -> Tensor | None:
         """The logit beside the keys' that takes weight and gives nothing, ``[n, 1, 1]``."""

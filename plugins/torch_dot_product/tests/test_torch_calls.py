@@ -8,6 +8,8 @@ import pickle
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from transom import AttentionMask, BuildContext, TransformerConfig
 from transom.slots.core_attention import CoreAttentionRequest
 from transom_torch_dot_product.attention import TorchDotProductAttention
@@ -104,13 +106,62 @@ def test_attention_hands_over_views_and_does_not_repeat_heads(calls: list[dict[s
     assert calls[1]["enable_gqa"] is False
 
 
-@pytest.mark.parametrize("kind", ["causal", "alibi"])
-def test_attention_lets_layers_share_what_is_drawn(kind: str, calls: list[dict[str, object]]) -> None:
-    mask = mask_of(kind, S)
-    for _ in range(2):
-        attention()(*inputs(S, T), mask=mask)
+class Drawn(TorchDispatchMode):
+    """Counts the tensors ``[.., s, t]`` that come into being, but those that torch's own kernel makes."""
+
+    def __init__(self, s: int, t: int) -> None:
+        super().__init__()
+        self.shape, self.names = (s, t), list[str]()
+
+    def __torch_dispatch__(
+        self, function: object, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        made = function(*args, **(kwargs or {}))
+        given = {x.untyped_storage().data_ptr() for x in args if isinstance(x, Tensor)}
+        is_new = isinstance(made, Tensor) and made.untyped_storage().data_ptr() not in given
+        if is_new and made.shape[-2:] == self.shape:
+            self.names.append(str(function))
+        return made
+
+
+KINDS_DRAWN = ["causal", "padding", "blind rows", "packed", "keep", "bias", "alibi", "everything"]
+
+
+def drawn_mask(kind: str) -> AttentionMask:
+    if kind == "blind rows":
+        return AttentionMask(causal=True, key_padding=torch.arange(T) >= torch.tensor([[T], [3]]))
+    if kind == "everything":
+        padding = torch.arange(T) < torch.tensor([[2], [T]])
+        bias = torch.randn(1, N, S, T).masked_fill(torch.rand(S, T) < 0.5, float("-inf"))
+        return AttentionMask(causal=True, key_padding=padding, bias=bias, alibi_slopes=torch.rand(N), window=(3, 0))
+    return mask_of(kind, S)
+
+
+@pytest.mark.parametrize("kind", KINDS_DRAWN)
+def test_attention_draws_a_mask_once_for_all_layers(kind: str, calls: list[dict[str, object]]) -> None:
+    mask, layers, tensors = drawn_mask(kind), [attention(i + 1) for i in range(4)], inputs(S, T)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # of which the scores are no tensor
+        with Drawn(S, T) as first:
+            layers[0](*tensors, mask=mask)
+        with Drawn(S, T) as others:
+            for layer in layers[1:]:
+                layer(*tensors, mask=mask)
+    assert first.names
+    assert others.names == []
     assert calls[0]["attn_mask"] is not None
-    assert calls[0]["attn_mask"] is calls[1]["attn_mask"]
+    assert all(call["attn_mask"] is calls[0]["attn_mask"] for call in calls)
+
+
+def test_attention_adds_a_learned_bias_in_one_operation_a_layer() -> None:
+    """It is new in every layer, so that a layer which is recomputed saves what it saved before."""
+    padding = torch.arange(T) >= torch.tensor([[T], [3]])
+    mask = AttentionMask(causal=True, key_padding=padding, bias=torch.randn(1, N, S, T, requires_grad=True))
+    tensors = [tensor.detach() for tensor in inputs(S, T)]
+    attention()(*tensors, mask=mask)
+    with sdpa_kernel(SDPBackend.MATH), Drawn(S, T) as second:
+        attention(2)(*tensors, mask=mask)
+    before_the_scores = second.names[: next(i for i, name in enumerate(second.names) if "mm" in name)]
+    assert before_the_scores == ["aten.where.self"]
 
 
 def test_attention_drops_weights_in_training_only() -> None:

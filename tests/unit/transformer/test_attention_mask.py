@@ -127,6 +127,10 @@ def test_mask_renders_the_definition_when_fields_combine(case: Any) -> None:
     rows = mask.seeing_rows(s, t, device=CPU, window=window)
     some = expected.any(-1, keepdim=True)
     assert some.all() if rows is None else torch.equal(rows.expand(b, n, s, 1), some)
+    opened = mask.as_opened(s, t, dtype=torch.float64, device=CPU, window=window)
+    added, blind = (zeros, None) if opened is None else opened
+    assert torch.equal(added.expand(b, n, s, t), zeros.masked_fill(~expected & some, -torch.inf))
+    assert some.all() if blind is None else torch.equal(blind.expand(b, n, s, 1), ~some)
 
 
 @settings(max_examples=25, deadline=None)
@@ -250,8 +254,33 @@ def test_additive_lets_gradients_reach_the_bias_when_it_is_learned() -> None:
     assert torch.equal(bias.grad, torch.ones(3, 3).tril()[None, None])
 
 
+def test_opened_counts_what_a_bias_hides_when_it_hides_by_infinity() -> None:
+    bias = torch.tensor([[[[1.0, -torch.inf, 2.0], [3.0, 4.0, 5.0]]]], requires_grad=True)
+    mask = AttentionMask(bias=bias, key_padding=torch.tensor([[False, True, True], [False, True, False]]))
+    opened = mask.as_opened(2, 3, dtype=torch.float32, device=CPU)
+    assert opened is not None
+    inf = torch.inf
+    assert opened.added.tolist() == [[[[-inf, -inf, 2.0], [-inf, 4.0, 5.0]]], [[[0.0] * 3, [-inf, 4.0, -inf]]]]
+    assert opened.blind is not None
+    assert opened.blind.squeeze().tolist() == [[False, False], [True, False]]
+    opened.added.masked_fill(opened.added == -inf, 0).sum().backward()
+    assert bias.grad is not None
+    assert bias.grad.tolist() == [[[[0.0, 0.0, 1.0], [0.0, 2.0, 1.0]]]]
+    assert mask.as_opened(2, 3, dtype=torch.float32, device=CPU) is not opened
+
+
+def test_positions_are_those_given_or_aligned_bottom_right() -> None:
+    query, key = AttentionMask().positions(2, 5, device=CPU)
+    assert (query.tolist(), key.tolist()) == ([[3, 4]], [[0, 1, 2, 3, 4]])
+    query, key = AttentionMask(query_positions=torch.tensor([7, 9])).positions(2, 3, device=CPU)
+    assert (query.tolist(), key.tolist()) == ([[7, 9]], [[0, 1, 2]])
+
+
 def test_renderings_are_made_once_when_layers_share_the_mask() -> None:
     mask = AttentionMask(causal=True, key_padding=torch.ones(1, 4, dtype=torch.bool))
+    opened = mask.as_opened(4, 4, dtype=torch.float32, device=CPU)
+    assert opened is mask.as_opened(4, 4, dtype=torch.float32, device=CPU)
+    assert opened is not mask.as_opened(4, 4, dtype=torch.float64, device=CPU)
     assert mask.as_bool(4, 4, device=CPU) is mask.as_bool(4, 4, device=CPU)
     assert mask.as_bool(4, 4, device=CPU, window=(1, 0)) is mask.as_bool(4, 4, device=CPU, window=(1, 0))
     assert mask.as_bool(4, 4, device=CPU) is not mask.as_bool(4, 4, device=CPU, window=(1, 0))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transom.errors import CacheError, ConfigError, InputError
+from transom.transformer import _mask_rendering
 from transom.transformer.attention_mask import AttentionMask
 from transom.transformer.kv_cache import StaticKVCache
 from transom.transformer.pipeline_layout import first_layer_of_stage, num_layers_of_stage
@@ -234,8 +235,8 @@ def test_masks_are_derived_once_when_layers_share_a_cached_step(
     block = build_block(small_config(num_layers=3))
     cache = cache_of(block, num_query_groups=4)
     rendered = []
-    original = AttentionMask._render_bool
-    monkeypatch.setattr(AttentionMask, "_render_bool", lambda *args: rendered.append(1) or original(*args))
+    original = _mask_rendering.render_bool
+    monkeypatch.setattr(_mask_rendering, "render_bool", lambda *args: rendered.append(1) or original(*args))
     with torch.no_grad():
         block(torch.randn(2, 4, 32), mask=causal(), positions=torch.arange(4), cache=cache)
         ragged = torch.tensor([[4], [3]])

@@ -86,22 +86,22 @@ class TorchDotProductAttention(nn.Module):
         Returns:
             ``[b, s, n, dv]``; zeros where a query sees no key.
         """
-        shown = self._render(mask, query, key.shape[1])
+        said = self._say(mask, query, key.shape[1])
         attended = F.scaled_dot_product_attention(
             query.transpose(1, 2),  # [b, s, n, d] -> [b, n, s, d]
             key.transpose(1, 2),  # [b, t, g, d] -> [b, g, t, d]
             value.transpose(1, 2),
-            attn_mask=shown.attend,
-            is_causal=shown.is_causal,
+            attn_mask=said.attend,
+            is_causal=said.is_causal,
             dropout_p=self.dropout if self.training else 0.0,
             scale=self.softmax_scale,
             enable_gqa=self.grouped,
         )
-        if shown.blind is not None:
-            attended = attended.masked_fill(shown.blind, 0.0)
+        if said.blind is not None:  # zeros, and no gradient goes back through them
+            attended = attended.masked_fill(said.blind, 0.0)
         return attended.transpose(1, 2)  # [b, n, s, dv] -> [b, s, n, dv]
 
-    def _render(self, mask: AttentionMask | None, query: Tensor, t: int) -> _Shown:
+    def _say(self, mask: AttentionMask | None, query: Tensor, t: int) -> _Said:
         """Say the mask in torch's words, the cheapest that hold."""
         if mask is None and self.window is None:
             return _EVERYTHING
@@ -111,16 +111,18 @@ class TorchDotProductAttention(nn.Module):
             return _CAUSAL
         if mask.is_plain_causal(self.window) and s == 1:  # the last query sees every key
             return _EVERYTHING
-        return _draw(mask, s, t, self.window, query)
+        # As a term of the scores: torch would make one of a boolean mask, and keep one a layer for the backward pass.
+        opened = mask.as_opened(s, t, dtype=query.dtype, device=query.device, window=self.window)
+        return _EVERYTHING if opened is None else _Said(opened.added, blind=opened.blind)
 
 
-class _Shown(NamedTuple):
+class _Said(NamedTuple):
     """A mask in torch's words.
 
     Args:
-        attend: bool, True = may attend, or what is added to the scores; ``[b or 1, n or 1, s, t]``.
+        attend: what is added to the scores, ``[b or 1, n or 1, s, t]``.
         is_causal: causality, aligned top-left.
-        blind: bool ``[b or 1, n or 1, s, 1]``, True = this query sees nothing, and may see all in `attend`.
+        blind: bool ``[b or 1, n or 1, s, 1]``, True = this query sees nothing, though `attend` shows it all keys.
     """
 
     attend: Tensor | None = None
@@ -128,30 +130,8 @@ class _Shown(NamedTuple):
     blind: Tensor | None = None
 
 
-_EVERYTHING = _Shown()
-_CAUSAL = _Shown(is_causal=True)
-
-
-def _draw(mask: AttentionMask, s: int, t: int, window: tuple[int | None, int | None] | None, query: Tensor) -> _Shown:
-    """Draw the dense mask.
-
-    The softmax of a row without any key is 0/0, which not every kernel turns into zeros. Such a row is shown all keys,
-    and its output is struck out: zeros forward, and no gradient goes back through it.
-    """
-    device, dtype = query.device, query.dtype
-    if mask.bias is not None:  # which may hide keys too, by -inf
-        added = mask.as_additive(s, t, dtype=dtype, device=device, window=window)
-        assert added is not None, "a bias is added"
-        blind = added.detach().isneginf().all(dim=-1, keepdim=True)
-        return _Shown(added.masked_fill(blind, 0.0), blind=blind)
-    visible = mask.as_bool(s, t, device=device, window=window)
-    seeing = mask.seeing_rows(s, t, device=device, window=window)
-    alibi = mask.as_bias(s, t, dtype=dtype, device=device)
-    if visible is None or seeing is None:
-        return _Shown(visible if alibi is None else mask.as_additive(s, t, dtype=dtype, device=device, window=window))
-    blind = ~seeing
-    opened = visible | blind
-    return _Shown(opened if alibi is None else torch.where(opened, alibi, float("-inf")), blind=blind)
+_EVERYTHING = _Said()
+_CAUSAL = _Said(is_causal=True)
 
 
 if TYPE_CHECKING:
