@@ -24,16 +24,17 @@ def test_chunked_cross_entropy_does_not_depend_on_the_chunks(chunk):
     torch.testing.assert_close(out, whole, rtol=1e-14, atol=1e-14)
 
 
+@pytest.mark.parametrize("softcap", [None, 2.0], ids=["uncapped", "capped"])
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
-def test_chunked_cross_entropy_is_a_sound_operator(bias):
+def test_chunked_cross_entropy_is_a_sound_operator(bias, softcap):
     hidden, weight, labels, offset = _inputs(torch.float32, bias)
-    given = (hidden, weight, labels, offset, -100, 0.1, 3)
+    given = (hidden, weight, labels, offset, -100, 0.1, 3, softcap)
     torch.library.opcheck(chunked_loss._losses, given)
     frozen = tuple(x.detach() if isinstance(x, Tensor) else x for x in given)
     torch.library.opcheck(chunked_loss._losses, frozen)
     _, log_partition = chunked_loss._losses(*frozen)
     torch.library.opcheck(
-        chunked_loss._gradients, (torch.ones(TOKENS), *frozen[:4], log_partition, -100, 0.1, 3, True, False)
+        chunked_loss._gradients, (torch.ones(TOKENS), *frozen[:4], log_partition, -100, 0.1, 3, softcap, True, False)
     )
 
 
@@ -48,3 +49,15 @@ def test_chunked_cross_entropy_agrees_with_torchs_over_any_leading_dimensions():
     ours = torch.autograd.grad(found, (hidden, weight, offset), cotangent)
     theirs = torch.autograd.grad(expected, (hidden, weight, offset), cotangent.flatten())
     torch.testing.assert_close(ours, theirs)
+
+
+def test_chunked_cross_entropy_caps_logits_as_the_formula_says():
+    hidden, weight, labels, offset = _inputs()
+    found = chunked_cross_entropy(hidden, weight, labels, offset, -100, 0.1, 3, 1.5)
+    logits = 1.5 * torch.tanh((hidden @ weight.T + offset) / 1.5)
+    expected = torch.nn.functional.cross_entropy(logits, labels, reduction="none", ignore_index=-100)
+    expected = expected + 0.1 * logits.logsumexp(-1).square().masked_fill(labels == -100, 0.0)
+    torch.testing.assert_close(found, expected)
+    cotangent = torch.randn(TOKENS, dtype=torch.float64)
+    ours = torch.autograd.grad(found, (hidden, weight, offset), cotangent)
+    torch.testing.assert_close(ours, torch.autograd.grad(expected, (hidden, weight, offset), cotangent))
