@@ -15,6 +15,9 @@ from transom.errors import TransomError
 
 SPEC = {spec}
 
+def names(plan):
+    return [hook["hook"] for hook in plan.to_dict()["hooks"]]
+
 def told(action):
     try:
         return action()
@@ -39,7 +42,7 @@ def test_installed_hook_changes_nothing_and_is_not_imported(hooks, run):
     code = """
 model = transom.build(SPEC, seed=0)
 loaded = [name for name in sys.modules if name.startswith(("acme", "pluggy"))]
-print(json.dumps([loaded, transom.plan(SPEC).to_dict()["hooks"], str(model.plan) == str(transom.plan(SPEC))]))
+print(json.dumps([loaded, names(transom.plan(SPEC)), str(model.plan) == str(transom.plan(SPEC))]))
 """
     assert run(hooks, code) == [[], [], True]
 
@@ -110,9 +113,7 @@ print(json.dumps([spec.config.num_layers, plan.config.num_layers, plan.spec.conf
 def test_user_s_config_and_bundles_name_hooks_before_the_spec_s_own(hooks, run, write_config):
     hooks.install("acme-bundle", "[transom.bundles]\nbig = acme_bundle:big\n", code="")
     (hooks.root / "acme_bundle" / "big.toml").write_text('bundle = 1\nhooks = ["longer", "watch"]\n')
-    code = (
-        'print(json.dumps(transom.plan({**SPEC, "bundle": "big", "hooks": ["double", "longer"]}).to_dict()["hooks"]))'
-    )
+    code = 'print(json.dumps(names(transom.plan({**SPEC, "bundle": "big", "hooks": ["double", "longer"]}))))'
     environment = write_config('hooks = ["acme_hooks/watch"]')
     assert run(hooks, code, environment=environment) == [f"acme-hooks/{n}" for n in ("watch", "longer", "double")]
 
@@ -121,8 +122,8 @@ def test_lock_records_hooks_and_tells_where_they_differ(hooks, run):
     code = """
 from transom.specs.lock import Lock, read_lock
 lock = read_lock(json.loads(Lock.from_plan(transom.plan({**SPEC, "hooks": ["watch", "double"]})).to_text()))
-def against(*names, mode="compatible"):
-    return told(lambda: transom.plan({**SPEC, "hooks": list(names)}, lock=lock, lock_mode=mode).to_dict()["hooks"])
+def against(*asked, mode="compatible"):
+    return told(lambda: names(transom.plan({**SPEC, "hooks": list(asked)}, lock=lock, lock_mode=mode)))
 print(json.dumps([lock.to_dict()["hooks"], lock.distributions, against("watch", "double", mode="exact"),
     against("double", "watch")["text"], against("longer")["text"], against()["text"]]))
 """
@@ -310,7 +311,7 @@ def test_unknown_hook_says_so_when_none_is_installed(site, run):
 def test_two_distributions_with_one_hook_name_make_only_its_bare_use_an_error(hooks, run):
     hooks.install("other-hooks", {"hooks": {"watch": "Watch"}}, code=NOTHING_MUCH)
     code = """
-print(json.dumps([told(lambda: transom.plan({**SPEC, "hooks": [name]}).to_dict()["hooks"])
+print(json.dumps([told(lambda: names(transom.plan({**SPEC, "hooks": [name]})))
                   for name in ("watch", "other_hooks/watch", "double")]))
 """
     bare, qualified, other = run(hooks, code)
@@ -330,7 +331,7 @@ def test_hook_of_a_forbidden_distribution_may_not_run(hooks, run, write_config):
 
 def test_list_of_hooks_that_is_wrong_is_a_spec_error(hooks, run):
     code = """
-print(json.dumps([told(lambda: transom.plan({**SPEC, "hooks": names})) for names in (["watch", "watch"], ["a b"])]))
+print(json.dumps([told(lambda: transom.plan({**SPEC, "hooks": asked})) for asked in (["watch", "watch"], ["a b"])]))
 """
     twice, malformed = run(hooks, code)
     assert twice["error"] == malformed["error"] == "SpecError"

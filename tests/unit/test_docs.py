@@ -85,7 +85,9 @@ def test_command_line_in_the_docs_parses(line):
 
 @pytest.mark.parametrize(("page", "text"), _blocks("yaml"))
 def test_spec_in_the_docs_is_read(page, text):
-    spec = load_spec(yaml.safe_load(text))
+    """Sections that stand alone are read as a user would paste them into a spec."""
+    around = load_spec("tiny-llama").to_dict()
+    spec = load_spec(around | yaml.safe_load(text))
     assert spec.config.num_layers >= 1
 
 

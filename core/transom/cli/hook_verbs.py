@@ -49,6 +49,7 @@ def hook_verbs(taken: Collection[str]) -> HookVerbs:
     if not named:
         return verbs
     from transom.registry.hooks import user_hooks
+    from transom.specs.hooking import with_options
 
     try:
         hooks = user_hooks(default_registry(), Policy.current())
@@ -57,7 +58,7 @@ def hook_verbs(taken: Collection[str]) -> HookVerbs:
         return verbs
     for hook in hooks:
         try:
-            _add(hook.load(), verbs, taken)
+            _add(with_options([hook])[0].load(), verbs, taken)
         except Exception as error:  # whatever the hook raises
             notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
             verbs.problems.append(f"{type(error).__name__}: {error}{notes}")

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from transom.specs.use import Assignments
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -38,14 +40,14 @@ def examples(*lines: str) -> str:
     return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
 
 
-def parse_use(assignments: Sequence[str]) -> dict[str, str]:
+def parse_use(assignments: Sequence[str]) -> Assignments:
     """Turn what was given to ``--use`` into a mapping from slots (or paths) to names.
 
     Args:
         assignments: each ``SLOT=NAME``; the name may be a chain ``"a | b"``.
 
     Returns:
-        the names by slot or path, in the order given.
+        the names by slot or path, in the order given; messages about them quote the option.
 
     Raises:
         click.BadParameter: an assignment lacks its ``=``, its slot or its name, or a slot is given twice.
@@ -54,7 +56,7 @@ def parse_use(assignments: Sequence[str]) -> dict[str, str]:
         >>> parse_use(["core_attention=torch_dot_product | dot_product", "linear=torch_linear"])
         {'core_attention': 'torch_dot_product | dot_product', 'linear': 'torch_linear'}
     """
-    use: dict[str, str] = {}
+    use = Assignments()
     for assignment in assignments:
         slot, _, name = (text.strip() for text in assignment.partition("="))
         if not slot or not name:
@@ -65,7 +67,7 @@ def parse_use(assignments: Sequence[str]) -> dict[str, str]:
     return use
 
 
-def _use_callback(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, str]:
+def _use_callback(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> Assignments:
     return parse_use(value)
 
 

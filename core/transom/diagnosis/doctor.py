@@ -125,7 +125,7 @@ def _policy(findings: list[Finding]) -> Policy:
 
 def _user_hooks(registry: Registry, policy: Policy, findings: list[Finding]) -> tuple[Hook, ...]:
     try:
-        return user_hooks(registry, policy)
+        return tuple(asked.hook for asked in user_hooks(registry, policy))
     except TransomError as error:
         if error.what not in {f"{finding.what}." for finding in findings}:  # a config that cannot be read is told
             findings.append(Finding("wrong", "", error.asked_by or "hooks", error.what.rstrip("."), hint=error.hint))
@@ -191,7 +191,8 @@ def _findings(examined: Examined, session: Session, registry: Registry) -> Itera
     yield from import_findings(session.outcomes, own)
     for each in examined.promises:
         for missing in each.missing:
-            yield Finding("note", name, f"[{PREFIX}{each.slot}] {each.name}", f"cannot serve here: {missing}")
+            where = f"[{PREFIX}{each.slot}] {each.name}"
+            yield Finding("note", name, where, f"cannot serve here: {missing}", hint=each.hint)
     if session.error is not None:
         yield Finding("wrong", name, "", f"nothing of it can be imported: {session.error}")
 

@@ -17,10 +17,12 @@ from typing import Any
 
 from transom.errors import TransomError
 from transom.registry.hooks import GROUP as HOOKS
-from transom.registry.hooks import Hook
+from transom.registry.hooks import Hook, load_hooks, user_hooks
 from transom.registry.implementation import Implementation
+from transom.registry.policy import Policy
 from transom.registry.registry import default_registry
 from transom.registry.scan import Entry
+from transom.specs.hooking import with_options
 
 __all__ = ["main"]
 
@@ -128,8 +130,13 @@ def _slot(entry: Entry, _: bool) -> list[str]:
 
 
 def _hook(entry: Entry, is_asked: bool) -> list[str]:
-    live = Hook(entry.name, entry.distribution, entry.version, entry.value).load()
-    answers = live.call("transom_doctor") if is_asked else None
+    hook = Hook(entry.name, entry.distribution, entry.version, entry.value)
+    if not is_asked:
+        hook.examine()
+        return []
+    asked = [each for each in user_hooks(default_registry(), Policy.current()) if each.hook == hook]
+    (live,) = load_hooks(with_options(asked))
+    answers = live.call("transom_doctor")
     return [str(answer) for answer in ([answers] if isinstance(answers, str) else answers or ())]
 
 

@@ -7,11 +7,16 @@ or an instance, in the entry-point group ``transom.hooks``. Each is imported alo
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from transom.errors import AmbiguousNameError, HookError, PolicyError
+import msgspec
+
+from transom.errors import AmbiguousNameError, HookError, PolicyError, SpecError
+from transom.registry.hook_use import HookUse
 from transom.registry.implementation import import_object
 from transom.registry.names import near, normalise, parse_chain, split_reference
 from transom.registry.user_config import config_file, user_config
@@ -22,7 +27,17 @@ if TYPE_CHECKING:
     from transom.registry.policy import Policy
     from transom.registry.registry import Registry
 
-__all__ = ["GROUP", "Hook", "LiveHook", "enabled_hooks", "find_hook", "load_hooks", "user_hooks"]
+__all__ = [
+    "GROUP",
+    "AskedHook",
+    "Hook",
+    "HookList",
+    "LiveHook",
+    "enabled_hooks",
+    "find_hook",
+    "load_hooks",
+    "user_hooks",
+]
 
 GROUP = "transom.hooks"
 
@@ -36,12 +51,14 @@ class Hook:
         distribution: the installed distribution that provides it.
         version: of the distribution.
         value: the entry point's value, ``"module:attribute"``.
+        options: the hook's own typed options, validated; `None` when it takes none, or none were read yet.
     """
 
     name: str
     distribution: str
     version: str
     value: str
+    options: Any = None
 
     @property
     def ref(self) -> str:
@@ -54,20 +71,55 @@ class Hook:
         return f"{self.name} ({self.distribution} {self.version})"
 
     def load(self) -> LiveHook:
-        """Import the hook, make an instance where it is a class, and read what it implements.
+        """Import the hook, make an instance with its options where it is a class, and read what it implements.
 
         Raises:
             PluginImportError: when the import failed in any way.
             HookError: when it implements nothing, or something that there is not.
         """
-        found = import_object(self.value, f"the hook {self.label}", slot="hooks", name=self.name)
+        found = self.imported()
         try:
-            return LiveHook(self, _functions(self, found() if isinstance(found, type) else found))
+            return LiveHook(self, _functions(self, self._made(found) if isinstance(found, type) else found))
         except HookError:
             raise
         except Exception as error:
             error.add_note(f"while making the hook {self.label}")
             raise
+
+    def imported(self) -> Any:
+        """Import what the entry point refers to.
+
+        Raises:
+            PluginImportError: when that failed in any way.
+        """
+        return import_object(self.value, f"the hook {self.label}", slot="hooks", name=self.name)
+
+    def examine(self) -> None:
+        """Import the hook and see that it fits, without the options that only a spec or a user can give.
+
+        Raises:
+            PluginImportError, HookError: as `load`.
+        """
+        found = self.imported()
+        if isinstance(found, type) and hasattr(found, "Options"):
+            self._check_options(found)
+            _functions(self, found)
+        else:
+            self.load()
+
+    def _made(self, found: type) -> Any:
+        if self.options is None:
+            return found()
+        self._check_options(found)
+        return found(options=self.options)
+
+    def _check_options(self, found: Any) -> None:
+        if not (dataclasses.is_dataclass(found.Options) or issubclass(found.Options, msgspec.Struct)):
+            raise _unfit(self, "has `Options` that is neither a dataclass nor a msgspec.Struct")
+        try:
+            inspect.signature(found).bind(options=self.options)
+        except TypeError as error:
+            raise _unfit(self, "has `Options`, and cannot be made with `options=` alone") from error
 
 
 @dataclass(frozen=True)
@@ -187,29 +239,81 @@ def _unknown(ref: str, name: str, installed: Sequence[Hook], asked_by: str) -> H
     )
 
 
-def user_hooks(registry: Registry, policy: Policy) -> tuple[Hook, ...]:
-    """Return the hooks that the user's config names; nothing is imported."""
-    return enabled_hooks([(user_config().hooks, f"hooks in {config_file()}")], registry, policy)
-
-
-def enabled_hooks(asked: Iterable[tuple[Sequence[str], str]], registry: Registry, policy: Policy) -> tuple[Hook, ...]:
-    """Find the hooks of several lists of names, in order; one that several lists name runs once, at its first place.
+@dataclass(frozen=True)
+class HookList:
+    """Hooks that one place names, in order.
 
     Args:
-        asked: names, and who names them.
+        entries: names, or names with options.
+        source: the place: a spec, a bundle, a file.
+        lines: line of each value there, by its path, as far as known.
+    """
+
+    entries: Sequence[str | HookUse]
+    source: str
+    lines: Mapping[tuple[str | int, ...], int] = field(default_factory=dict)
+
+    @property
+    def asked_by(self) -> str:
+        """Who names them, for errors."""
+        return f"hooks in {self.source}"
+
+
+@dataclass(frozen=True)
+class AskedHook:
+    """A hook that is named, with the options that it is to get. Making one imports nothing.
+
+    Args:
+        hook: which one, its options not read yet.
+        options: as they were written.
+        place: the list that they stand in.
+        index: the place within the list.
+    """
+
+    hook: Hook
+    options: Mapping[str, Any]
+    place: HookList
+    index: int
+
+
+def user_hooks(registry: Registry, policy: Policy) -> tuple[AskedHook, ...]:
+    """Return the hooks that the user's config names; nothing is imported."""
+    return enabled_hooks([HookList(user_config().hooks, str(config_file()))], registry, policy)
+
+
+def enabled_hooks(lists: Iterable[HookList], registry: Registry, policy: Policy) -> tuple[AskedHook, ...]:
+    """Find the hooks of several lists, in order.
+
+    One that several lists name runs once, at its first place, with the options of the last list that gives it some.
+
+    Args:
+        lists: who names what.
         registry: what is installed.
         policy: which distributions may be drawn on.
 
     Raises:
-        SpecError: when a name is malformed or stands twice in a list.
+        SpecError: when a name is malformed or a hook stands twice in a list.
         HookError, AmbiguousNameError, PolicyError: as `find_hook`.
     """
-    found: dict[str, Hook] = {}
-    for names, asked_by in asked:
-        for name in parse_chain(list(names), asked_by=asked_by) if names else ():
-            hook = find_hook(name, registry, policy, asked_by=asked_by)
-            found.setdefault(hook.ref, hook)
+    found: dict[str, AskedHook] = {}
+    for each in lists:
+        for ref, asked in _found_in(each, registry, policy).items():
+            if ref not in found or asked.options:
+                found[ref] = asked
     return tuple(found.values())
+
+
+def _found_in(place: HookList, registry: Registry, policy: Policy) -> dict[str, AskedHook]:
+    uses = [HookUse.of(entry) for entry in place.entries]
+    names = parse_chain([use.hook for use in uses], asked_by=place.asked_by) if uses else ()
+    found: dict[str, AskedHook] = {}
+    for index, (name, use) in enumerate(zip(names, uses, strict=True)):
+        hook = find_hook(name, registry, policy, asked_by=place.asked_by)
+        if hook.ref in found:
+            what = f"{names[found[hook.ref].index]!r} and {name!r} are one hook."
+            raise SpecError(what, asked_by=place.asked_by, hint="name it once", path="hooks", file=None, line=None)
+        found[hook.ref] = AskedHook(hook, use.options, place, index)
+    return found
 
 
 def load_hooks(hooks: Iterable[Hook]) -> tuple[LiveHook, ...]:

@@ -25,6 +25,7 @@ from typing import Annotated, Any
 import msgspec
 
 from transom.errors import SpecError, UserConfigError
+from transom.registry.hook_use import HookUse
 from transom.registry.names import AUTO, near, parse_chain
 from transom.slots import SLOT_ALIASES
 
@@ -56,7 +57,7 @@ class UserConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     Args:
         auto: by slot, the names that ``auto`` stands for, in order.
         policy: which distributions may be chosen.
-        hooks: hooks that run for every spec, before the spec's own.
+        hooks: hooks that run for every spec, before the spec's own; a name each, or a name and options.
 
     Example:
         >>> UserConfig(auto={"linear": ("te_linear", "torch_linear")}).order("row_linear")
@@ -65,7 +66,7 @@ class UserConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     auto: dict[str, str | tuple[str, ...]] = {}
     policy: PolicySettings = PolicySettings()
-    hooks: tuple[str, ...] = ()
+    hooks: tuple[str | HookUse, ...] = ()
 
     def order(self, slot: str) -> tuple[str, ...]:
         """Return the names that ``auto`` stands for in a slot; empty where the file does not say."""
@@ -142,7 +143,7 @@ def _check_names(config: UserConfig, path: Path) -> None:
     """Refuse names that nothing can have."""
     chains: dict[str, str | tuple[str, ...]] = {f"auto.{slot}": names for slot, names in config.auto.items()}
     if config.hooks:
-        chains["hooks"] = config.hooks
+        chains["hooks"] = tuple(HookUse.of(entry).hook for entry in config.hooks)
     for place, names in chains.items():
         try:
             parsed = parse_chain(names)

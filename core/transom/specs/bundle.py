@@ -15,6 +15,7 @@ import msgspec
 
 from transom.errors import AmbiguousNameError, PolicyError, SpecError
 from transom.registry.card import find_beside
+from transom.registry.hook_use import HookUse
 from transom.registry.names import near, normalise, split_reference
 from transom.registry.policy import Policy
 from transom.registry.registry import Registry
@@ -42,7 +43,7 @@ class BundleData(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     description: str = ""
     use: dict[str, str | list[str]] = {}
     options: dict[str, dict[str, Any]] = {}
-    hooks: list[str] = []
+    hooks: list[str | HookUse] = []
 
 
 @dataclass(frozen=True)

@@ -72,12 +72,13 @@ class LockedNode(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     refused: list[LockedRefusal] = []
 
 
-class LockedHook(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LockedHook(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A hook that ran."""
 
     hook: str
     version: str
     entry_point: str
+    options: dict[str, Any] = {}
 
 
 class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -272,7 +273,8 @@ def lock_node(node: Node) -> LockedNode:
 
 def lock_hook(hook: Hook) -> LockedHook:
     """Give a hook as it is locked."""
-    return LockedHook(hook=hook.ref, version=hook.version, entry_point=hook.value)
+    options = {} if hook.options is None else msgspec.to_builtins(hook.options)
+    return LockedHook(hook=hook.ref, version=hook.version, entry_point=hook.value, options=options)
 
 
 def _request_data(request: Request) -> dict[str, Any]:
@@ -297,11 +299,13 @@ def _differing_hooks(then: list[LockedHook], now: list[LockedHook], mode: Mode) 
     if names[0] != names[1]:
         told = [", ".join(each) or "none" for each in names]
         yield f"hooks {told[0]} were locked, now {told[1]} run"
-    elif mode == "exact":
-        for old, new in zip(then, now, strict=True):
-            if old != new:
-                locked, running = (f"{each.version} ({each.entry_point})" for each in (old, new))
-                yield f"hook {old.hook} {locked} was locked, now {running}"
+        return
+    for old, new in zip(then, now, strict=True):
+        if mode == "exact" and (old.version, old.entry_point) != (new.version, new.entry_point):
+            locked, running = (f"{each.version} ({each.entry_point})" for each in (old, new))
+            yield f"hook {old.hook} {locked} was locked, now {running}"
+        if old.options != new.options:
+            yield f"hook {old.hook}: options {old.options} were locked, now {new.options}"
 
 
 def _compare(then: LockedNode, now: LockedNode, mode: Mode) -> Iterator[str]:

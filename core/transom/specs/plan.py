@@ -87,7 +87,7 @@ class Plan:
             "dtype": self.context.dtype,
             "mode": self.context.mode,
             "fingerprint": self.fingerprint,
-            "hooks": [hook.ref for hook in self.hooks],
+            "hooks": [msgspec.to_builtins(lock_hook(hook)) for hook in self.hooks],
             "totals": totals(self, measured).to_dict(),
             "nodes": [node.to_dict() | {"cost": asdict(found[node.path])} for node in self.nodes()],
         }

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from transom.errors import PluginImportError, SpecError
+from transom.errors import SpecError
 from transom.registry.policy import Policy
 from transom.registry.registry import Registry, default_registry
 from transom.registry.resolve import Resolution, parse_chain, resolve
 from transom.registry.verdict import Verdict
 from transom.slots import SLOTS, Part, Request
 from transom.specs.bundle import Bundle, load_bundles
-from transom.specs.convert import convert
 from transom.specs.node import Node
 from transom.specs.read import check_plain
 from transom.specs.spec import ModelSpec
-from transom.specs.use import Rules
+from transom.specs.typed_options import Written, typed_options
+from transom.specs.use import Layer, Rules, named
 
 if TYPE_CHECKING:
     from transom.specs.lock import Lock, LockedNode
@@ -54,18 +51,18 @@ class Planner:
         spec, given = self.spec, "the call's arguments"
         self._policy = Policy.current()
         self.bundles = load_bundles(spec.bundle, self.registry, self._policy, asked_by=f"bundle in {spec.source}")
-        self._use: Rules[tuple[str, ...]] = Rules(
+        self._use = Rules(
             "use",
-            [(_chains(spec.use, spec.source), spec.source), (_chains(self.use, given), given)],
+            [_chains(spec.use, spec.source, _lines(spec, "use"), spec.names()), _chains(self.use, given)],
             self.registry.slots,
-            presets=[(_chains(bundle.data.use, bundle.label), bundle.label) for bundle in self.bundles],
+            presets=[_chains(bundle.data.use, bundle.label) for bundle in self.bundles],
         )
         check_plain(self.options, {}, given)
-        self._options: Rules[Mapping[str, Any]] = Rules(
+        self._options = Rules(
             "options",
-            [(spec.options, spec.source), (self.options, given)],
+            [Layer(spec.options, spec.source, lines=_lines(spec, "options")), Layer(self.options, given)],
             self.registry.slots,
-            presets=[(bundle.data.options, bundle.label) for bundle in self.bundles],
+            presets=[Layer(bundle.data.options, bundle.label) for bundle in self.bundles],
         )
         self._locked = {} if self.lock is None else {(node.path, node.slot): node for node in self.lock.nodes}
         self._known: dict[tuple[str, tuple[str, ...], Request], Resolution] = {}
@@ -158,35 +155,10 @@ class Planner:
         rule = self._options.find(path, slot)
         if rule is None:
             return None
-        declared = getattr(builder, "Options", None)
-        if declared is None:
-            raise SpecError(
-                f"{ref} takes no options.",
-                asked_by=rule.where,
-                hint="remove the entry, or name an implementation that does",
-                path=f"options.{rule.pattern}",
-                file=self.spec.source,
-                line=None,
-            )
-        try:
-            if not (dataclasses.is_dataclass(declared) or issubclass(declared, msgspec.Struct)):
-                raise TypeError(f"{declared.__name__} is neither a dataclass nor a msgspec.Struct")
-            return convert(dict(rule.value), declared, source=self.spec.source, under=f"options.{rule.pattern}")
-        except SpecError as error:
-            what = f"options of {ref}: {error.what}"
-            raise SpecError(
-                what, asked_by=rule.where, available=error.available, hint=error.hint, **error.data
-            ) from error
-        except TypeError as error:  # a class that msgspec cannot make of data
-            raise PluginImportError(
-                f"the options of {ref} cannot be read: {error}.",
-                asked_by=rule.where,
-                hint="report it to its authors",
-                slot=slot,
-                name=ref,
-                reason=str(error),
-                traceback=None,
-            ) from error
+        written = Written(rule.value, f"options.{rule.pattern}", rule.where, rule.source)
+        if rule.source == self.spec.source:
+            written = written.at(("options", rule.pattern), self.spec.lines())
+        return typed_options(getattr(builder, "Options", None), written, ref, slot=slot, name=ref)
 
 
 def _as_locked(locked: LockedNode, asked: tuple[str, ...], found: Resolution) -> Resolution:
@@ -195,8 +167,17 @@ def _as_locked(locked: LockedNode, asked: tuple[str, ...], found: Resolution) ->
     return Resolution(found.slot, asked, (*refused, *found.verdicts), found.chosen)
 
 
-def _chains(use: Use, where: str) -> dict[str, tuple[str, ...]]:
-    return {pattern: parse_chain(value, asked_by=f"use.{pattern} in {where}") for pattern, value in use.items()}
+def _chains(
+    use: Use, source: str, lines: Mapping[str, int] | None = None, names: Mapping[str, str] | None = None
+) -> Layer[tuple[str, ...]]:
+    names = named(use, source) | dict(names or {})
+    chains = {pattern: parse_chain(value, asked_by=names[pattern]) for pattern, value in use.items()}
+    return Layer(chains, source, names, lines or {})
+
+
+def _lines(spec: ModelSpec, field: str) -> dict[str, int]:
+    """Return the line of each entry of a field of the spec."""
+    return {str(key[1]): line for key, line in spec.lines().items() if len(key) == 2 and key[0] == field}
 
 
 def _join(path: str, name: str) -> str:

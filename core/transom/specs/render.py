@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from transom.specs.lock import lock_hook
 from transom.specs.totals import Cost, Measured, Totals, costs, totals
 
 if TYPE_CHECKING:
+    from transom.registry.hooks import Hook
     from transom.specs.node import Node
     from transom.specs.plan import Plan
     from transom.specs.world import Stage, World
@@ -47,9 +49,14 @@ def render_plan(plan: Plan, *, measured: Measured | None = None, with_columns: b
 def _hook_lines(plan: Plan) -> Iterator[str]:
     """Say which hooks run, and what they put in the place of the whole model."""
     if plan.hooks:
-        yield f"hooks: {', '.join(hook.label for hook in plan.hooks)}"
+        yield f"hooks: {', '.join(_hook(hook) for hook in plan.hooks)}"
     for replacement in plan.root.replacements:
         yield f"replaced by {replacement.hook}: {replacement.by}"
+
+
+def _hook(hook: Hook) -> str:
+    options = lock_hook(hook).options
+    return f"{hook.label} {options}" if options else hook.label
 
 
 def render_totals(found: Totals) -> str:

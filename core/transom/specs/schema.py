@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from transom.registry.hook_use import HookUse
 from transom.slots import SLOT_ALIASES, SLOTS
 from transom.slots.core_attention import MASK_FEATURES
 from transom.specs.spec import ModelSpec
@@ -16,7 +17,7 @@ from transom.transformer.transformer_config import RopeScaling, TransformerConfi
 
 __all__ = ["spec_schema"]
 
-_DESCRIBED = (ModelSpec, TrainSpec, TransformerConfig, RopeScaling)
+_DESCRIBED = (ModelSpec, HookUse, TrainSpec, TransformerConfig, RopeScaling)
 _FUNCTIONS = ("init_method", "output_layer_init_method")
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from transom.registry.hook_use import HookUse
 from transom.slots.core_attention import MASK_FEATURES
 from transom.specs.train_spec import TrainSpec
 from transom.transformer.transformer_config import TransformerConfig
@@ -36,7 +37,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             ``a | b``, tried in order. The most specific entry wins.
         options: typed options of implementations, by path glob or slot.
         hooks: hooks that run when the model is planned and built, in this order, after those of the user's config and
-            of bundles.
+            of bundles; a name each, or a name and options.
         train: how ``transom train`` trains it.
 
     Example:
@@ -56,7 +57,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     bundle: str | list[str] = []
     use: dict[str, str | list[str]] = {}
     options: dict[str, dict[str, Any]] = {}
-    hooks: list[str] = []
+    hooks: list[str | HookUse] = []
     train: TrainSpec = msgspec.field(default_factory=TrainSpec)
 
     def __post_init__(self) -> None:
@@ -73,10 +74,22 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """Line of each value in the file it was read from; empty when it was not read from a YAML file."""
         return dict(self.__dict__.get("_lines", {}))
 
-    def with_origin(self, source: str, lines: dict[tuple[str | int, ...], int]) -> ModelSpec:
-        """Return a copy that remembers where it was read from."""
+    def names(self) -> dict[str, str]:
+        """What messages call entries of `use` that were not written in the spec."""
+        return dict(self.__dict__.get("_names", {}))
+
+    def with_origin(
+        self, source: str, lines: dict[tuple[str | int, ...], int], names: dict[str, str] | None = None
+    ) -> ModelSpec:
+        """Return a copy that remembers where it was read from.
+
+        Args:
+            source: the file, or what stands for one.
+            lines: line of each value.
+            names: what messages call entries of `use` that come from elsewhere.
+        """
         spec = copy.copy(self)
-        spec.__dict__.update(_source=source, _lines=lines)
+        spec.__dict__.update(_source=source, _lines=lines, _names=names or {})
         return spec
 
     def __reduce__(self) -> tuple[Any, ...]:

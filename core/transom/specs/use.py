@@ -4,17 +4,54 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic, NoReturn, TypeVar
 
 from transom.errors import SpecError, UnknownSlotError
 from transom.slots import SLOT_ALIASES
 
-__all__ = ["Rule", "Rules"]
+__all__ = ["Assignments", "Layer", "Rule", "Rules", "named"]
 
 T = TypeVar("T")
+
+
+class Assignments(dict[str, str]):
+    """Entries of `use` as they were given to the option ``--use``, which messages quote."""
+
+
+def named(use: Mapping[str, str | Sequence[str]], source: str) -> dict[str, str]:
+    """Say what messages call each entry of `use`.
+
+    Args:
+        use: the entries.
+        source: where they were written, unless they are `Assignments`.
+
+    Example:
+        >>> named({"mlp": "mlp"}, "a.yaml"), named(Assignments(mlp="mlp"), "")
+        ({'mlp': 'use.mlp in a.yaml'}, {'mlp': '--use mlp=mlp'})
+    """
+    if isinstance(use, Assignments):
+        return {pattern: f"--use {pattern}={value}" for pattern, value in use.items()}
+    return {pattern: f"use.{pattern} in {source}" for pattern in use}
+
+
+@dataclass(frozen=True)
+class Layer(Generic[T]):
+    """Entries that were written in one place: a spec, a bundle, a call.
+
+    Args:
+        entries: by pattern.
+        source: the place.
+        names: what messages call an entry, where that is not ``use.PATTERN in SOURCE``.
+        lines: line of each entry, as far as known.
+    """
+
+    entries: Mapping[str, T]
+    source: str
+    names: Mapping[str, str] = field(default_factory=dict)
+    lines: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -25,7 +62,9 @@ class Rule(Generic[T]):
         pattern: a slot's name, an alias of slots, or a glob over module paths: ``*`` is one component (or part of
             one), ``**`` any number.
         value: what the entry says.
-        where: where it was written, for messages.
+        where: what messages call it.
+        source: where it was written.
+        line: of the source, where that is known.
         layer: 0 for the spec's entries, 1 for those of a call or a command line, which win at equal specificity.
         tier: 0 for all of these; negative for a preset's, over which they win however specific it is.
     """
@@ -33,6 +72,8 @@ class Rule(Generic[T]):
     pattern: str
     value: T
     where: str
+    source: str
+    line: int | None
     layer: int
     slots: tuple[str, ...]
     tier: int = 0
@@ -42,6 +83,11 @@ class Rule(Generic[T]):
         if self.slots:
             return slot in self.slots
         return self._regex.fullmatch(path) is not None
+
+    @property
+    def place(self) -> str:
+        """What messages call it, and its line."""
+        return self.where if self.line is None else f"{self.where}, line {self.line}"
 
     @property
     def is_unknown_word(self) -> bool:
@@ -80,30 +126,32 @@ class Rules(Generic[T]):
 
     Args:
         kind: ``"use"`` or ``"options"``, for messages.
-        layers: for each layer, its entries and where they were written.
+        layers: the spec's entries, and those of the call.
         slots: the known slots' names.
-        presets: likewise for each bundle, the later over the earlier. They may speak of places that a model lacks.
+        presets: those of each bundle, the later over the earlier. They may speak of places that a model lacks.
     """
 
     def __init__(
         self,
         kind: str,
-        layers: Sequence[tuple[Mapping[str, T], str]],
+        layers: Sequence[Layer[T]],
         slots: Iterable[str],
         *,
-        presets: Sequence[tuple[Mapping[str, T], str]] = (),
+        presets: Sequence[Layer[T]] = (),
     ) -> None:
         self.kind = kind
         self.known = tuple(slots)
-        known = set(self.known)
-        ranked = [(i - len(presets), 0, *preset) for i, preset in enumerate(presets)]
-        ranked += [(0, i, *layer) for i, layer in enumerate(layers)]
-        self.rules = [
-            Rule(pattern, value, f"{kind}.{pattern} in {where}", layer, _slots(pattern, known), tier)
-            for tier, layer, entries, where in ranked
-            for pattern, value in entries.items()
-        ]
+        ranked = [(i - len(presets), 0, preset) for i, preset in enumerate(presets)]
+        ranked += [(0, i, layer) for i, layer in enumerate(layers)]
+        self.rules = [rule for tier, rank, layer in ranked for rule in self._of(layer, tier, rank)]
         self.matched: set[int] = set()
+
+    def _of(self, layer: Layer[T], tier: int, rank: int) -> Iterator[Rule[T]]:
+        known = set(self.known)
+        for pattern, value in layer.entries.items():
+            where = layer.names.get(pattern, f"{self.kind}.{pattern} in {layer.source}")
+            line = layer.lines.get(pattern)
+            yield Rule(pattern, value, where, layer.source, line, rank, _slots(pattern, known), tier)
 
     def find(self, path: str, slot: str) -> Rule[T] | None:
         """Find the most specific entry for a node.
@@ -124,11 +172,11 @@ class Rules(Generic[T]):
             if other.value != first.value:
                 raise SpecError(
                     f"two entries of {self.kind} are equally specific for {path} and differ.",
-                    failed=[f"{rule.where}: {_show(rule.value)}" for rule in (first, other)],
+                    failed=[f"{rule.place}: {_show(rule.value)}" for rule in (first, other)],
                     hint=f"an entry for {path!r} itself",
                     path=f"{self.kind}.{first.pattern}",
-                    file=None,
-                    line=None,
+                    file=first.source,
+                    line=first.line,
                 )
         return first
 
@@ -153,7 +201,7 @@ class Rules(Generic[T]):
             near = difflib.get_close_matches(rule.pattern, [*known, *paths], n=1)
             raise UnknownSlotError(
                 f"no slot is named {rule.pattern!r}.",
-                asked_by=rule.where,
+                asked_by=rule.place,
                 available=known,
                 hint=f"{near[0]}?" if near else "a slot's name, or a path such as layers.*.mlp",
                 slot=rule.pattern,
@@ -162,12 +210,12 @@ class Rules(Generic[T]):
         near = [] if rule.slots else difflib.get_close_matches(rule.pattern, paths, n=3)
         raise SpecError(
             f"{what}, so {self.kind}.{rule.pattern} would have no effect.",
-            asked_by=rule.where,
+            asked_by=rule.place,
             available=slots if rule.slots else near or _shape(paths),
             hint=_activation_hint(rule.pattern) if rule.slots else "transom plan prints every path",
             path=f"{self.kind}.{rule.pattern}",
-            file=None,
-            line=None,
+            file=rule.source,
+            line=rule.line,
         )
 
 

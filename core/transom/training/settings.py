@@ -10,6 +10,7 @@ import msgspec
 
 from transom.errors import CheckpointError, SpecError
 from transom.specs.spec import ModelSpec
+from transom.specs.use import named
 
 __all__ = ["check_same_run", "sequence_length", "with_settings"]
 
@@ -56,7 +57,7 @@ def with_settings(
         raise SpecError(f"train: {error}.", asked_by=source, path="train", file=None, line=None) from error
     chains = {slot: name if isinstance(name, str) else list(name) for slot, name in (use or {}).items()}
     changed = msgspec.structs.replace(spec, train=train, use=spec.use | chains)
-    return changed.with_origin(source, {})
+    return changed.with_origin(source, {}, spec.names() | named(use or {}, "the call's arguments"))
 
 
 def sequence_length(spec: ModelSpec) -> int:

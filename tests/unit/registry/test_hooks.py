@@ -7,7 +7,8 @@ import re
 import pytest
 from transom.errors import AmbiguousNameError, HookError, PluginImportError, PolicyError, SpecError
 from transom.registry.hook_specs import HookSpecs, hookimpl
-from transom.registry.hooks import Hook, enabled_hooks, find_hook, load_hooks, user_hooks
+from transom.registry.hook_use import HookUse
+from transom.registry.hooks import Hook, HookList, enabled_hooks, find_hook, load_hooks, user_hooks
 from transom.registry.policy import Policy
 from transom.registry.registry import Registry
 from transom.registry.scan import scan
@@ -92,21 +93,41 @@ def test_find_hook_obeys_the_policy(registry):
 
 
 def test_enabled_hooks_keep_the_first_place_of_what_several_lists_name(registry):
-    asked = [(["acme-hooks/made"], "the config"), ((), "a bundle"), (["counts", "made"], "the spec")]
-    assert [hook.name for hook in enabled_hooks(asked, registry, Policy())] == ["made", "counts"]
+    asked = [HookList(["acme-hooks/made"], "the config"), HookList((), "a bundle"), HookList(["counts", "made"], "s")]
+    assert [each.hook.name for each in enabled_hooks(asked, registry, Policy())] == ["made", "counts"]
+
+
+def test_enabled_hooks_take_the_options_of_the_last_list_that_gives_some(registry):
+    first, second = HookUse(hook="made", options={"a": 1}), HookUse(hook="acme-hooks/made", options={"b": 2})
+    lists = [HookList([first], "the config"), HookList(["counts", second], "a bundle"), HookList(["made"], "the spec")]
+    made, counts = enabled_hooks(lists, registry, Policy())
+    assert (made.options, made.place.source, made.index) == ({"b": 2}, "a bundle", 1)
+    assert (counts.hook.name, counts.options) == ("counts", {})
 
 
 def test_enabled_hooks_refuse_a_name_that_stands_twice_in_one_list(registry):
     with pytest.raises(SpecError, match="'made' stands twice") as caught:
-        enabled_hooks([(["made", "made"], "hooks in my.yaml")], registry, Policy())
+        enabled_hooks([HookList(["made", "made"], "my.yaml")], registry, Policy())
     assert caught.value.asked_by == "hooks in my.yaml"
+
+
+def test_enabled_hooks_refuse_two_spellings_of_one_hook_in_one_list(registry):
+    with pytest.raises(SpecError, match=r"'made' and 'acme-hooks/made' are one hook\.") as caught:
+        enabled_hooks([HookList(["made", "counts", "acme-hooks/made"], "my.yaml")], registry, Policy())
+    assert (caught.value.asked_by, caught.value.path, caught.value.hint) == (
+        "hooks in my.yaml",
+        "hooks",
+        "name it once",
+    )
 
 
 def test_user_hooks_are_those_of_the_config(registry, monkeypatch, tmp_path):
     path = tmp_path / "config.toml"
-    path.write_text('hooks = ["gone", "counts"]')
+    path.write_text('hooks = ["gone", {hook = "counts", options = {rank = 8}}]')
     monkeypatch.setenv("TRANSOM_CONFIG", str(path))
-    assert [hook.ref for hook in user_hooks(registry, Policy())] == ["other-hooks/gone", "acme-hooks/counts"]
+    found = user_hooks(registry, Policy())
+    assert [each.hook.ref for each in found] == ["other-hooks/gone", "acme-hooks/counts"]
+    assert [each.options for each in found] == [{}, {"rank": 8}]
 
 
 def test_class_is_instantiated_for_every_load_and_an_instance_is_taken_as_it_is(registry):

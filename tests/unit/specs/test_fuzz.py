@@ -24,7 +24,7 @@ from transom.specs.schema import spec_schema
 from transom.specs.spec import ModelSpec
 from transom.specs.totals import totals
 from transom.specs.train_spec import TrainSpec
-from transom.specs.use import Rules
+from transom.specs.use import Layer, Rules
 
 BASE = {
     "vocab_size": 16,
@@ -205,7 +205,7 @@ def test_use_maps(use):
 
 @given(st.text("ab*?.[]", max_size=40), st.text("ab.", max_size=30))
 def test_patterns_match_as_a_walk_over_both_does(pattern, path):
-    rules = Rules("use", [({pattern: 1}, "here")], SLOTS)
+    rules = Rules("use", [Layer({pattern: 1}, "here")], SLOTS)
     found = rules.find(path, "norm") is not None
     assert found == _walk(pattern.split("."), path.split("."))
 

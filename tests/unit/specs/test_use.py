@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from transom.errors import SpecError, UnknownSlotError
 from transom.slots import SLOTS
-from transom.specs.use import Rules
+from transom.specs.use import Assignments, Layer, Rules, named
 
 NODES = [
     ("", "model"),
@@ -22,7 +22,9 @@ NODES = [
 
 
 def rules(*layers: dict[str, str]) -> Rules[str]:
-    return Rules("use", [(entries, name) for entries, name in zip(layers, ("a.yaml", "the call"), strict=False)], SLOTS)
+    return Rules(
+        "use", [Layer(entries, name) for entries, name in zip(layers, ("a.yaml", "the call"), strict=False)], SLOTS
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,6 +72,22 @@ def test_find_refuses_equally_specific_entries_that_differ() -> None:
     assert "two entries of use are equally specific for layers.0.mlp" in text
     assert "use.layers.*.mlp in a.yaml: x" in text
     assert "use.layers.0.* in a.yaml: y" in text
+
+
+def test_find_shows_both_lines_of_entries_that_contradict_each_other() -> None:
+    layer = Layer({"layers.*.mlp": "x", "layers.0.*": "y"}, "a.yaml", lines={"layers.*.mlp": 7, "layers.0.*": 9})
+    with pytest.raises(SpecError) as caught:
+        Rules("use", [layer], SLOTS).find("layers.0.mlp", "mlp")
+    assert caught.value.failed == ("use.layers.*.mlp in a.yaml, line 7: x", "use.layers.0.* in a.yaml, line 9: y")
+    assert (caught.value.file, caught.value.line) == ("a.yaml", 7)
+
+
+def test_assignments_are_named_as_they_were_given() -> None:
+    given = Assignments({"layers.7.mlp": "a | b"})
+    assert named(given, "the call") == {"layers.7.mlp": "--use layers.7.mlp=a | b"}
+    with pytest.raises(SpecError, match="nothing is at 'layers.7.mlp'") as caught:
+        walk(Rules("use", [Layer(given, "the call", named(given, "the call"))], SLOTS))
+    assert caught.value.asked_by == "--use layers.7.mlp=a | b"
 
 
 def test_find_accepts_equally_specific_entries_that_agree() -> None:
