@@ -202,10 +202,12 @@ def test_doctor_notes_promises_that_cannot_be_had_here_without_calling_them_wron
     failed = "it cannot be imported: ModuleNotFoundError: No module named 'no_such_package'"
     assert _said(data, "acme-unmet", "note") == [
         f"{failed}; it requires {unmet}",
-        f"cannot serve here: it requires {unmet}",
+        f"cannot serve here: it requires {unmet} (requires)",
     ]
     here = ", ".join(sorted({device["type"] for device in data["environment"]["devices"]}))
-    assert _said(data, "acme-cuda", "note") == [f"cannot serve here: it runs on abacus; this machine has {here}"]
+    assert _said(data, "acme-cuda", "note") == [
+        f"cannot serve here: it runs on abacus; this machine has {here} (hardware)"
+    ]
 
 
 def test_doctor_notes_what_declares_nothing(data):

@@ -77,7 +77,8 @@ def _notes(facts: dict[str, Any]) -> Iterator[str]:
     if facts["card"] and facts["card"]["deprecated"]:
         yield "deprecated"
     for complaint in facts["unmet"]:
-        yield f"needs {complaint}"
+        install = facts["card"]["install"]
+        yield f"requires: {complaint}{f' ({install})' if install else ''}"
 
 
 def describe_slot(name: str, slot: Slot | None) -> dict[str, Any]:

@@ -24,7 +24,8 @@ class Promise:
         dtypes: dtypes that it computes in.
         modes: what it is for.
         features: how many of its slot's features it has.
-        missing: what keeps it from serving here, one sentence each; empty = nothing.
+        missing: what keeps it from serving here, one sentence each, with the stage of the verdict; empty = nothing.
+        hint: what to do about it, as far as its card says.
     """
 
     slot: str
@@ -34,6 +35,7 @@ class Promise:
     modes: tuple[str, ...]
     features: int
     missing: tuple[str, ...]
+    hint: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Give it as plain data."""
@@ -50,8 +52,9 @@ def promise(implementation: Implementation, devices: Sequence[dict[str, Any]]) -
     card = implementation.card
     if card is None:
         return None
-    missing = [f"it requires {what}" for _, what in unmet_requirements(card.requires)]
-    missing += _hardware(card, devices)
+    unmet = unmet_requirements(card.requires)
+    missing = [f"it requires {what} (requires)" for _, what in unmet]
+    missing += [f"{what} (hardware)" for what in _hardware(card, devices)]
     return Promise(
         implementation.slot,
         implementation.name,
@@ -60,6 +63,7 @@ def promise(implementation: Implementation, devices: Sequence[dict[str, Any]]) -
         card.modes,
         len(card.features),
         tuple(missing),
+        card.install if unmet else None,
     )
 
 

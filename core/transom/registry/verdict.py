@@ -122,12 +122,14 @@ def _refuse_requires(implementation: Implementation, card: CardSection, slot: Sl
 def _refuse_hardware(implementation: Implementation, card: CardSection, slot: Slot, request: Request) -> Answer:
     context = request.context
     if context.device not in card.devices and ANY not in card.devices and context.device != "meta":
-        return f"it runs on {_listed(card.devices)}, not on {context.device}", None
+        hint = f"build for {' or '.join(card.devices)} on a machine that has it, or name another implementation"
+        return f"it runs on {_listed(card.devices)}, not on {context.device}", hint
     if context.device != "cuda" or card.min_compute_capability is None:
         return None, None
     needed = f"it needs compute capability {card.min_compute_capability}"
     if context.compute_capability is None:
-        return f"{needed}, and which device it is for is not known", "say which in the build context"
+        hint = "plan on a machine whose torch finds a CUDA device, or say which it is for in the build context"
+        return f"{needed}, and which device it is for is not known", hint
     if context.compute_capability < tuple(map(int, card.min_compute_capability.split("."))):
         return f"{needed}, this device has {'.'.join(map(str, context.compute_capability))}", None
     return None, None

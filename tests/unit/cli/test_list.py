@@ -50,7 +50,7 @@ def test_list_shows_what_the_card_declares(install, capsys):
         "devices": "cuda, xpu",
         "dtypes": "bfloat16",
         "features": "1 of 3",
-        "notes": "deprecated; needs no-such-package>=3, which is not installed",
+        "notes": "deprecated; requires: no-such-package>=3, which is not installed (pip install 'acme[fast]')",
     }
 
 

@@ -50,7 +50,7 @@ def test_show_tells_everything_that_the_data_say(install, capsys):
         "entry point     acme_norm.parts:Made",
         "slot            LayerNorm or RMSNorm over the last dimension (kernel slot, contract 1.0)",
         "notes           deprecated",
-        "                needs no-such-package>=3, which is not installed",
+        "                requires: no-such-package>=3, which is not installed (pip install 'acme[fast]')",
         "written for     contract 1.0",
         "devices         cuda, compute capability 8.0 or newer",
         "dtypes          bfloat16, float16",

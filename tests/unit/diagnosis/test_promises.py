@@ -19,18 +19,18 @@ def _cuda(*capability: int) -> dict:
     [
         ({}, [CPU], ()),
         ({"devices": ["cuda", "cpu"]}, [CPU], ()),
-        ({"devices": ["cuda"]}, [CPU], ("it runs on cuda; this machine has cpu",)),
+        ({"devices": ["cuda"]}, [CPU], ("it runs on cuda; this machine has cpu (hardware)",)),
         ({"devices": ["cuda"], "min_compute_capability": "9.0"}, [CPU, _cuda(9, 0)], ()),
         ({"devices": ["cuda"], "min_compute_capability": "9.0"}, [_cuda(8, 0), _cuda(10, 0)], ()),
         (
             {"devices": ["cuda"], "min_compute_capability": "9.0"},
             [CPU, _cuda(8, 6)],
-            ("it needs compute capability 9.0; this machine's newest device has 8.6",),
+            ("it needs compute capability 9.0; this machine's newest device has 8.6 (hardware)",),
         ),
         (
             {"requires": ["no-such-package>=3"]},
             [CPU],
-            ("it requires no-such-package>=3, which is not installed",),
+            ("it requires no-such-package>=3, which is not installed (requires)",),
         ),
     ],
 )
@@ -40,6 +40,12 @@ def test_promise_says_what_is_missing_here(site, make_card, fields, devices, mis
     assert found.missing == missing
     assert (found.slot, found.name, found.features) == ("norm", "fast", 1)
     assert found.to_dict()["holds"] is (not missing)
+
+
+def test_promise_says_how_to_install_what_is_missing(site, make_card):
+    card = make_card("norm.fast", requires=["no-such-package>=3"], install="pip install 'acme[fast]'")
+    site.install("acme-norm", {"norm": {"fast": "Fast"}}, card=card)
+    assert promise(Registry(scan([str(site.root)])).get("norm", "fast"), [CPU]).hint == "pip install 'acme[fast]'"
 
 
 def test_promise_of_what_declares_nothing_is_none(site):

@@ -75,7 +75,8 @@ def test_resolve_logs_every_refusal_once(registry, caplog):
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         ("INFO", "norm absent is passed over (missing): no norm is named 'absent'. To mend it: "
                  "Core itself is not installed as a distribution here: pip install transom.   All: transom list norm"),
-        ("INFO", "norm acme-cuda/cuda is passed over (hardware): it runs on cuda, not on cpu."),
+        ("INFO", "norm acme-cuda/cuda is passed over (hardware): it runs on cuda, not on cpu. To mend it: "
+                 "build for cuda on a machine that has it, or name another implementation"),
         ("WARNING", "norm acme-bad/bad is passed over (broken): it cannot be imported: ModuleNotFoundError: "
                     "No module named 'libacme_gone'. To mend it: see its traceback: transom doctor"),
     ]  # fmt: skip
@@ -96,7 +97,8 @@ def test_resolve_raises_when_a_single_name_cannot_serve(registry):
         "  Asked by:   use.norm in tiny.yaml",
         "  Available:  bad (acme-bad 1.0), good (acme-good 1.0)",
         "  Failed:     acme-cuda/cuda: it runs on cuda, not on cpu (hardware)",
-        "  Try:        acme-bad/bad or acme-good/good, which can serve by what its card declares",
+        "  Try:        build for cuda on a machine that has it, or name another implementation",
+        "              acme-bad/bad or acme-good/good, which can serve by what its card declares",
     ]
     assert caught.value.slot == "norm"
     assert isinstance(caught.value.resolution, Attempt)
