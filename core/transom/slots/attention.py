@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +22,8 @@ __all__ = [
     "SELF_ATTENTION",
     "AttentionBuilder",
     "AttentionRequest",
+    "CachedCrossAttention",
+    "ContextCache",
     "CrossAttention",
     "SelfAttention",
 ]
@@ -85,6 +88,47 @@ class CrossAttention(Protocol):
         ...
 
 
+class ContextCache(Protocol):
+    """The keys and values of what one cross-attention reads, which are made once however often it is asked."""
+
+    def read(
+        self, states: Tensor | None, project: Callable[[Tensor], tuple[Tensor, Tensor]], /
+    ) -> tuple[Tensor, Tensor]:
+        """Give keys ``[b, t, g, d]`` and values ``[b, t, g, dv]``.
+
+        Args:
+            states: ``[b, t, h]``, what is read; `None` = what was read before.
+            project: makes keys and values of the states; it is called where they are not held.
+        """
+        ...
+
+
+class CachedCrossAttention(Protocol):
+    """A `CrossAttention` that can keep what it reads; one that cannot projects it anew at every step."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        *,
+        key_value_states: Tensor | None,
+        mask: AttentionMask | None = None,
+        cache: ContextCache | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend as `CrossAttention`; with a cache, ``key_value_states`` may be what it holds already, or `None`."""
+        ...
+
+    def __call__(
+        self,
+        hidden_states: Tensor,
+        *,
+        key_value_states: Tensor | None,
+        mask: AttentionMask | None = None,
+        cache: ContextCache | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run `forward`."""
+        ...
+
+
 class AttentionBuilder(Protocol):
     """Makes an attention; ``submodules`` as in `transom.slots.mlp.MLPBuilder`."""
 
@@ -117,11 +161,12 @@ SELF_ATTENTION = Slot(
 CROSS_ATTENTION = Slot(
     name="cross_attention",
     kind="architecture",
-    api=(1, 0),
+    api=(1, 1),
     summary="lets the tokens of one sequence read another",
     request=AttentionRequest,
     builder=AttentionBuilder,
     interface=CrossAttention,
+    alternatives=(CachedCrossAttention,),
     features=_FEATURES,
     default="cross_attention",
 )

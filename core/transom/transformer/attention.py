@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol, final
 
 from torch import Tensor
 
+from transom.errors import InputError
 from transom.transformer import parts
 from transom.transformer._attention_parts import (
     check_ranks,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
     from transom.slots import Part, Parts
-    from transom.slots.attention import AttentionBuilder, AttentionRequest
+    from transom.slots.attention import AttentionBuilder, AttentionRequest, CachedCrossAttention, ContextCache
     from transom.slots.attention import CrossAttention as CrossAttentionInterface
     from transom.slots.attention import SelfAttention as SelfAttentionInterface
     from transom.slots.core_attention import CoreAttention
@@ -301,14 +302,20 @@ class CrossAttention(Module):
         }
 
     def forward(
-        self, hidden_states: Tensor, *, key_value_states: Tensor, mask: AttentionMask | None = None
+        self,
+        hidden_states: Tensor,
+        *,
+        key_value_states: Tensor | None,
+        mask: AttentionMask | None = None,
+        cache: ContextCache | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend to another sequence.
 
         Args:
             hidden_states: ``[b, s, h]``, what asks.
-            key_value_states: ``[b, t, h]``, what is read.
+            key_value_states: ``[b, t, h]``, what is read; `None` = what the cache holds.
             mask: which of the t tokens each of the s may read; `None` = all.
+            cache: keeps the keys and values of what is read.
 
         Returns:
             ``[b, s, h]``, and the output bias ``[h]`` that the caller must add, or `None`.
@@ -317,14 +324,27 @@ class CrossAttention(Module):
             mask = _and_causal(mask)
         query, _ = self.linear_q(hidden_states)
         query = query.view(*query.shape[:2], -1, self.head_size)  # [b, s, n·d] -> [b, s, n, d]
-        mixed, _ = self.linear_kv(key_value_states)
-        mixed = mixed.view(*mixed.shape[:2], -1, 2 * self.head_size)  # [b, t, 2·g·d] -> [b, t, g, 2·d]
-        key, value = mixed.chunk(2, dim=-1)
+        if cache is not None:
+            key, value = cache.read(key_value_states, self._read)
+        elif key_value_states is not None:
+            key, value = self._read(key_value_states)
+        else:
+            raise InputError(
+                "cross-attention has nothing to read.",
+                hint="pass key_value_states, or the context of the layer",
+            )
         if self.recomputes_core and self.training:
             attended = recomputed(self.core_attention, query, key, value, mask=mask)
         else:
             attended = self.core_attention(query, key, value, mask=mask)
         return self.linear_proj(attended.flatten(2))  # [b, s, n, d] -> [b, s, h]
+
+    def _read(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Project what is read, ``[b, t, h]``, to keys and values ``[b, t, g, d]``."""
+        mixed, _ = self.linear_kv(states)
+        mixed = mixed.view(*mixed.shape[:2], -1, 2 * self.head_size)  # [b, t, 2·g·d] -> [b, t, g, 2·d]
+        key, value = mixed.chunk(2, dim=-1)
+        return key, value
 
     def backward_dw(self) -> None:
         """Add the weights' gradients that backward put off, the last linear's first."""
@@ -345,5 +365,5 @@ if TYPE_CHECKING:
 
     def _are_attentions(
         own: SelfAttention, cross: CrossAttention
-    ) -> tuple[SelfAttentionInterface, CrossAttentionInterface]:
-        return own, cross
+    ) -> tuple[SelfAttentionInterface, CrossAttentionInterface, CachedCrossAttention]:
+        return own, cross, cross

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
@@ -131,6 +132,7 @@ class TransformerLayer(Module):
         self.mlp_bda = part(submodules.mlp_bda)
         cross = (submodules.pre_cross_attn_layernorm, submodules.cross_attention, submodules.cross_attn_bda)
         self.reads_context = any(builder is not None for builder in cross)
+        self.keeps_context = "cache" in inspect.signature(self.cross_attention.forward).parameters
 
     @classmethod
     def parts(cls, request: LayerRequest) -> Parts:
@@ -173,7 +175,8 @@ class TransformerLayer(Module):
             context: ``[b, t, h]``, what cross-attention reads.
             context_mask: of cross-attention.
             positions: of the tokens, ``[s]`` or ``[b, s]``; `None` = 0 ... s-1.
-            cache: self-attention's cache entry.
+            cache: self-attention's cache entry; its attribute ``context``, if it has one, is cross-attention's, which
+                may then be asked without a context.
 
         Returns:
             the new hidden states ``[b, s, h]``, in float32 with ``config.fp32_residual_connection``; and the context.
@@ -189,7 +192,8 @@ class TransformerLayer(Module):
         )
         if self.reads_context:
             normed = self._normed(self.pre_cross_attn_layernorm, x)
-            branch = self.cross_attention(normed, key_value_states=context, mask=context_mask)
+            kept = self._kept_context(cache)
+            branch = self.cross_attention(normed, key_value_states=context, mask=context_mask, **kept)
             x = self._add(x, branch, None, self.cross_attn_bda)
         branch = self._mlp(self._normed(self.pre_mlp_layernorm, x if start is None else start))
         return self._add(x, branch, self.post_mlp_layernorm, self.mlp_bda), context
@@ -206,6 +210,11 @@ class TransformerLayer(Module):
     def _normed(self, norm: Any, x: Tensor) -> Tensor:
         normed: Tensor = recomputed(norm, x) if self.recomputes_norms and self.training else norm(x)
         return normed.to(self.dtype) if self.wide_residual else normed
+
+    def _kept_context(self, cache: LayerCache | None) -> dict[str, Any]:
+        """Give cross-attention's entry to one that can keep what it reads; the others read it anew."""
+        entry = getattr(cache, "context", None)
+        return {"cache": entry} if self.keeps_context and entry is not None else {}
 
     def _mlp(self, x: Tensor) -> Any:
         return recomputed(self.mlp, x) if self.recomputes_mlp and self.training else self.mlp(x)
