@@ -18,6 +18,7 @@ from transom.transformer.sharding import (
     ShardedStateDict,
     ShardedTensor,
     ShardedTensorFactory,
+    local_part,
     sharded,
 )
 
@@ -313,6 +314,7 @@ def apply_swiglu_sharded_factory(
     _check_halves(original_sh_ten, ranks)
 
     def build(key: str, tensor: Tensor, replica_id: ReplicaId) -> list[ShardedTensor]:
+        tensor = local_part(tensor, shape)
         if tuple(tensor.shape) != shape:
             raise ParallelError(
                 f"{key}: a tensor {tuple(tensor.shape)} is not shaped like the fused gate and up {shape}.", key=key

@@ -17,6 +17,7 @@ parts of one whole, which is the same however many ranks there are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -33,6 +34,7 @@ __all__ = [
     "ShardedStateDict",
     "ShardedTensor",
     "ShardedTensorFactory",
+    "local_part",
     "own_sharded_state",
     "replica_of",
     "replicated",
@@ -53,7 +55,7 @@ class ShardedTensor:
 
     Args:
         key: name of the whole, the same on all ranks.
-        data: the part, a parameter or a tensor shaped like one.
+        data: the part, a parameter or a tensor shaped like one; it may be a DTensor, which says itself what it is.
         dtype: of the part.
         local_shape: of the part.
         global_shape: of the whole; it may have axes before those of the part.
@@ -108,9 +110,33 @@ class ShardedTensor:
         return (*self.global_offset[: self.prepended], *slices)
 
     @property
+    def local(self) -> Tensor:
+        """The part in this rank's memory, in its own shape, whatever form the parameter rests in."""
+        return local_part(self.data, self.local_shape)
+
+    @property
     def is_main_replica(self) -> bool:
         """Whether this is the copy that is saved."""
         return not any(self.replica_id)
+
+
+def local_part(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Give a rank's part as a plain tensor.
+
+    Args:
+        tensor: plain, or a DTensor of which this rank holds all of the part: stacked matrices may have a dimension of
+            their own.
+        shape: of the part.
+
+    Returns:
+        a plain tensor as it is; of a DTensor its memory in that shape, or as it is where it has other numbers of
+        elements.
+    """
+    to_local = getattr(tensor, "to_local", None)
+    if to_local is None:
+        return tensor
+    local: Tensor = to_local()
+    return local.view(shape) if local.numel() == math.prod(shape) else local
 
 
 BuildShards: TypeAlias = Callable[[str, Tensor, ReplicaId], list[ShardedTensor]]

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from transom import TransformerConfig
 from transom_parallel_linear.linear import ColumnParallelLinear, RowParallelLinear
@@ -64,22 +65,29 @@ def run(case: dict[str, Any], group: dist.ProcessGroup, given: dict[str, Any]) -
     torch.manual_seed(case["seed"])
     module = make(case, group)
     drawn_next = torch.rand(4)
-    weights = {name: p.detach().clone() for name, p in module.named_parameters()}
-    with torch.no_grad():
-        for name, bias in given["biases"].items():
-            module.get_parameter(name).copy_(bias)
+    weights = {name: held(module, name).clone() for name, _ in module.named_parameters()}
+    for name, bias in given["biases"].items():
+        held(module, name).copy_(bias)
+    shown = {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in module.state_dict().items()}
     forward = torch.compile(module, fullgraph=True, backend=case["compile"]) if case["compile"] else module
     x = given["x"].requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=case["autocast"]):
         out, bias = forward(x)
     whole = out if bias is None else out + bias
     (whole * given["direction"]).sum().backward()
-    result = {"out": whole.detach(), "x_grad": x.grad, "weights": weights, "drawn_next": drawn_next}
+    result = {"out": whole.detach(), "x_grad": x.grad, "weights": weights, "drawn_next": drawn_next, "shown": shown}
     if case["delay"]:
         result["early"] = [name for name, p in module.named_parameters() if "weight" in name and p.grad is not None]
         for linear in module.children() if isinstance(module, GatedMLP) else (module,):
             linear.backward_dw()
-    return result | {"grads": {name: p.grad for name, p in module.named_parameters()}}
+    return result | {"grads": {name: held(module, name, p.grad) for name, p in module.named_parameters()}}
+
+
+def held(module: nn.Module, name: str, like: Tensor | None = None) -> Tensor:
+    """The part of a parameter, or of a tensor like it, that this rank computes with."""
+    linear, _, own = name.rpartition(".")
+    owner = module.get_submodule(linear)
+    return owner.shard.local(getattr(owner, own) if like is None else like).detach()
 
 
 def main(rank: int, size: int, folder: Path) -> None:

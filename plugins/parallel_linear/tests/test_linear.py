@@ -11,12 +11,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transom import BuildContext, TransformerConfig
 from transom.errors import ParallelError
 from transom.slots.linear import LinearRequest
 from transom.transformer.linear import ColumnLinear, RowLinear
 from transom.transformer.mlp import MLP, MLPSubmodules, apply_swiglu_sharded_factory
+from transom.transformer.sharding import local_part
 from transom_parallel_linear.linear import ColumnParallelLinear, RowParallelLinear
 
 IN, OUT = 6, 8
@@ -44,6 +46,11 @@ def build(cls: type[nn.Module], sizes: tuple[int, ...], arguments: dict[str, Any
         "tp_group": None,
     }
     return cls(*(sizes or (IN, OUT)), **(shared | arguments))
+
+
+def held(linear: nn.Module) -> list[Tensor]:
+    """The parts of its parameters that a rank holds, as it computes with them."""
+    return [linear.shard.local(parameter) for parameter in linear.parameters()]
 
 
 @pytest.fixture
@@ -115,8 +122,9 @@ def test_column_linear_holds_its_rows_of_the_whole_weight(group: dist.ProcessGro
     whole = torch.randn(OUT, IN)
     rank, width = group.rank(), OUT // stride // group.size()
     rows = [m * OUT // stride + rank * width + i for m in range(stride) for i in range(width)]
-    assert torch.equal(linear.weight, whole[rows])
-    assert linear.bias.shape == (len(rows),)
+    weight, bias = held(linear)
+    assert torch.equal(weight, whole[rows])
+    assert bias.shape == (len(rows),)
     assert torch.equal(after, torch.rand(3))
 
 
@@ -127,8 +135,37 @@ def test_row_linear_holds_its_columns_of_the_whole_weight(group: dist.ProcessGro
     torch.manual_seed(0)
     whole = torch.randn(OUT, IN)
     width = IN // group.size()
-    assert torch.equal(linear.weight, whole[:, group.rank() * width : (group.rank() + 1) * width])
-    assert linear.bias.shape == (OUT,)
+    weight, bias = held(linear)
+    assert torch.equal(weight, whole[:, group.rank() * width : (group.rank() + 1) * width])
+    assert bias.shape == (OUT,)
+
+
+@of((0, 2), (3, 4))
+@pytest.mark.parametrize("stride", [1, 2])
+def test_column_linear_rests_as_a_dtensor_and_is_shown_in_canonical_shapes(
+    group: dist.ProcessGroup, stride: int
+) -> None:
+    linear = column(ColumnParallelLinear, tp_group=group, stride=stride)
+    assert isinstance(linear.weight, DTensor)
+    assert linear.weight.shape == ((OUT, IN) if stride == 1 else (2, OUT // 2, IN))
+    assert linear.weight.placements == (Shard(stride - 1),)
+    assert {name: tuple(t.shape) for name, t in linear.state_dict().items()} == {"weight": (OUT, IN), "bias": (OUT,)}
+
+
+@of((1, 2))
+@pytest.mark.parametrize("form", ["shown", "part", "whole"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_column_linear_loads_what_it_shows_and_plain_tensors(group: dist.ProcessGroup, stride: int, form: str) -> None:
+    whole = {"weight": torch.randn(OUT, IN), "bias": torch.randn(OUT)}
+    linear = column(ColumnParallelLinear, tp_group=group, stride=stride)
+    part = {name: linear.shard.of(tensor) for name, tensor in whole.items()}
+    given = {"part": part, "whole": whole}.get(form)
+    if given is None:
+        twin = column(ColumnParallelLinear, tp_group=group, stride=stride)
+        twin.load_state_dict(part)
+        given = twin.state_dict()
+    linear.load_state_dict(given)
+    assert all(map(torch.equal, held(linear), part.values()))
 
 
 @each_kind
@@ -143,7 +180,7 @@ def test_linear_on_the_meta_device_gets_the_same_values_later(
     torch.manual_seed(0)
     linear.reset_parameters()
     torch.manual_seed(0)
-    assert all(map(torch.equal, linear.parameters(), make(mine, tp_group=group).parameters()))
+    assert all(map(torch.equal, held(linear), held(make(mine, tp_group=group))))
 
 
 @each_kind
@@ -165,7 +202,7 @@ def test_linear_is_copied_and_pickled_without_its_group(
 ) -> None:
     linear = make(mine, tp_group=group)
     for twin in (copy.deepcopy(linear), pickle.loads(pickle.dumps(linear))):
-        assert all(map(torch.equal, twin.parameters(), linear.parameters()))
+        assert all(map(torch.equal, held(twin), held(linear)))
         assert repr(twin) == repr(linear)
     assert "rank=1 of 2" in repr(linear)
 
@@ -318,13 +355,13 @@ def test_gated_mlp_saved_on_some_ranks_is_that_of_any_other(saved_on: int, loade
     for shards, _, _ in states_of_ranks(saved_on, singleton):
         for shard in shards:
             whole = wholes.setdefault(shard.key, torch.full(shard.global_shape, float("nan")))
-            whole[shard.index] = shard.data.detach()
+            whole[shard.index] = shard.local.detach()
     for shards, mlp, state in states_of_ranks(loaded_on, singleton):
         found = [wholes[shard.key][shard.index] for shard in shards]
         for name, entry in state.items():
             parts = [found.pop(0) for _ in (entry.build() if hasattr(entry, "build") else [entry])]
             loaded = entry.merge_fn(parts) if hasattr(entry, "merge_fn") else parts[0]
-            assert torch.equal(loaded, mlp.state_dict()[name]), name
+            assert torch.equal(loaded, local_part(mlp.state_dict()[name], loaded.shape)), name
 
 
 def states_of_ranks(size: int, singleton: bool) -> Iterator[tuple[list[Any], nn.Module, dict[str, Any]]]:

@@ -220,6 +220,7 @@ def test_ranks_compute_what_one_process_does(case: dict[str, Any], folders: dict
         assert "error" not in got, got["error"]
         for name, weight in zip(whole.names, whole.weights, strict=True):
             assert torch.equal(got["weights"][f"{name}weight"], whole.parameter(f"{name}weight", weight, *at))
+            assert torch.equal(got["shown"][f"{name}weight"], weight)
         assert all(torch.count_nonzero(p) == 0 for name, p in got["weights"].items() if name.endswith("bias"))
         assert torch.equal(got["drawn_next"], whole.drawn_next)
         assert got["out"].dtype == (torch.bfloat16 if case["autocast"] else whole.x.dtype)

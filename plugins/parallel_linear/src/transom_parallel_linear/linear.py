@@ -19,11 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Parameter
 from transom.errors import ParallelError
-from transom.transformer.delayed_wgrad import DelayedLinear
-from transom.transformer.sharding import Offset, ShardedModule, ShardedStateDict, replica_of, replicated, sharded
-from transom.transformer.utils import torch_dtype
-
-from transom_parallel_linear.collectives import (
+from transom.transformer.collectives import (
     Ranks,
     copy_to_ranks,
     gather_features,
@@ -32,7 +28,12 @@ from transom_parallel_linear.collectives import (
     scatter_sequence,
     sum_over_ranks,
 )
+from transom.transformer.delayed_wgrad import DelayedLinear
+from transom.transformer.sharding import Offset, ShardedStateDict, replica_of, replicated
+from transom.transformer.utils import torch_dtype
+
 from transom_parallel_linear.shard import Shard, uneven
+from transom_parallel_linear.split_module import SplitModule
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -45,8 +46,45 @@ Exchange = Callable[[Tensor, Ranks], Tensor]
 """What ranks do with a tensor on the way in or out."""
 
 
+class _SplitLinear(SplitModule):
+    """What both kinds of linear do alike."""
+
+    weight: Parameter
+    bias: Parameter | None
+
+    def __init__(self, shard: Shard, config: TransformerConfig, init_method: Callable[[Tensor], Any]) -> None:
+        super().__init__(shard)
+        self._delayed = DelayedLinear() if config.delay_wgrad_compute else None
+        self._linear = self._delayed or F.linear
+        self._init_method, self._config = init_method, config
+
+    def reset_parameters(self) -> None:
+        """Fill the weight by the init method and the bias with zeros."""
+        self.shard.fill(self.weight, self._init_method, self._config)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    @torch.no_grad()
+    def backward_dw(self) -> None:
+        """Add the weight's gradient that backward put off; does nothing unless ``config.delay_wgrad_compute``."""
+        if self._delayed is None:
+            return
+        local = self.shard.local(self.weight).detach()
+        local.grad = None if self.weight.grad is None else self.shard.local(self.weight.grad)
+        self._delayed.add_gradient_to(local)
+        if local.grad is not None:
+            self.weight.grad = self.shard.like(self.weight, local.grad)
+
+    def extra_repr(self) -> str:
+        """Say the sizes of this rank's part."""
+        rows, columns = self.shard.local(self.weight).shape
+        ranks = self.shard.ranks
+        rank = "" if ranks.size == 1 else f", rank={ranks.rank} of {ranks.size}"
+        return f"{columns}, {rows}, bias={self.bias is not None}{rank}"
+
+
 @final
-class ColumnParallelLinear(ShardedModule):
+class ColumnParallelLinear(_SplitLinear):
     """A linear whose outputs are split over the tensor-parallel ranks.
 
     Rank r holds rows of the weight: with ``stride=1`` the r-th of p blocks, with ``stride=2`` (a fused gate and up
@@ -96,31 +134,21 @@ class ColumnParallelLinear(ShardedModule):
         tp_group: ProcessGroup | None,
         stride: int = 1,
     ) -> None:
-        super().__init__()
-        self._ranks = Ranks.of(tp_group)
-        self._shard = Shard(self._ranks, dim=0, stride=stride)
-        width = self._shard.width(output_size, name="output_size", of=f"column linear {input_size} -> {output_size}")
+        shard = Shard(Ranks.of(tp_group), dim=0, stride=stride)
+        width = shard.width(output_size, name="output_size", of=f"column linear {input_size} -> {output_size}")
+        super().__init__(shard, config, init_method)
         dtype = torch_dtype(config.params_dtype)
-        self.weight = Parameter(torch.empty(width, input_size, dtype=dtype))
-        self.bias = Parameter(torch.empty(width, dtype=dtype)) if bias else None
+        self.weight = shard.rest(torch.empty(width, input_size, dtype=dtype), tp_group)
+        self.bias = shard.rest(torch.empty(width, dtype=dtype), tp_group) if bias else None
         self.skip_bias_add = skip_bias_add
-        self.gather_output = gather_output and self._ranks.size > 1
-        self._enter = _column_entrance(self._ranks, sequence_parallel=config.sequence_parallel and not is_expert)
-        self._delayed = DelayedLinear() if config.delay_wgrad_compute else None
-        self._linear = self._delayed or F.linear
-        self._init_method, self._config = init_method, config
+        self.gather_output = gather_output and shard.ranks.size > 1
+        self._enter = _column_entrance(shard.ranks, sequence_parallel=config.sequence_parallel and not is_expert)
         self.reset_parameters()
 
     @classmethod
     def supports(cls, request: LinearRequest) -> Iterable[str]:
         """Say why a request cannot be served; nothing when it can."""
         return _objections(request, "output_size", request.output_size)
-
-    def reset_parameters(self) -> None:
-        """Fill the weight by the init method and the bias with zeros."""
-        self._shard.fill(self.weight, self._init_method, self._config)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor, /) -> tuple[Tensor, Tensor | None]:
         """Map ``x @ weight.T + bias``.
@@ -131,48 +159,22 @@ class ColumnParallelLinear(ShardedModule):
         Returns:
             ``[..., out/p]`` (``[..., out]`` when gathered), of the whole sequence; and the bias when it was not added.
         """
-        x = self._enter(x, self._ranks)
+        x = self._enter(x, self.shard.ranks)
+        weight = self.shard.local(self.weight)
+        bias = None if self.bias is None else self.shard.local(self.bias)
         if not self.skip_bias_add:
-            return self._leave(self._linear(x, self.weight, self.bias)), None
-        bias = None if self.bias is None else self._leave(self.bias)
-        return self._leave(self._linear(x, self.weight, None)), bias
+            return self._leave(self._linear(x, weight, bias)), None
+        return self._leave(self._linear(x, weight, None)), None if bias is None else self._leave(bias)
 
     def _leave(self, x: Tensor) -> Tensor:
         if not self.gather_output:
             return x
         # [..., stride·o/p] -> [..., stride, o/p] -> [..., stride, o] -> [..., stride·o]
-        return gather_features(torch.unflatten(x, -1, (self._shard.stride, -1)), self._ranks).flatten(-2)
-
-    def backward_dw(self) -> None:
-        """Add the weight's gradient that backward put off; does nothing unless ``config.delay_wgrad_compute``."""
-        if self._delayed is not None:
-            self._delayed.add_gradient_to(self.weight)
-
-    def sharded_state_dict(
-        self,
-        prefix: str = "",
-        sharded_offsets: tuple[Offset, ...] = (),
-        metadata: Mapping[str, Any] | None = None,
-    ) -> ShardedStateDict:
-        """Describe this rank's rows of weight and bias.
-
-        Of stacked matrices these are the rows of the ranks' parts one after another; who stacked them knows better
-        (`transom.transformer.mlp.apply_swiglu_sharded_factory`).
-        """
-        rank, ranks = self._ranks.rank, self._ranks.size
-        replica = replica_of(metadata, tensor_parallel_rank=0)
-        return {
-            prefix + name: sharded(prefix + name, tensor, 0, rank, ranks, sharded_offsets, replica_id=replica)
-            for name, tensor in self.named_parameters()
-        }
-
-    def extra_repr(self) -> str:
-        """Say the sizes of this rank's part."""
-        return _sizes(self.weight, self.bias, self._ranks)
+        return gather_features(torch.unflatten(x, -1, (self.shard.stride, -1)), self.shard.ranks).flatten(-2)
 
 
 @final
-class RowParallelLinear(ShardedModule):
+class RowParallelLinear(_SplitLinear):
     """A linear whose inputs are split over the tensor-parallel ranks; the sum of the ranks' products is the output.
 
     Args:
@@ -217,33 +219,24 @@ class RowParallelLinear(ShardedModule):
         tp_comm_buffer_name: str | None,
         tp_group: ProcessGroup | None,
     ) -> None:
-        super().__init__()
-        self._ranks = Ranks.of(tp_group)
-        self._shard = Shard(self._ranks, dim=1)
+        shard = Shard(Ranks.of(tp_group), dim=1)
         name = f"row linear {input_size} -> {output_size}"
-        self._enter, self._leave, self._lend = _row_exchange(
-            self._ranks, input_is_parallel, sequence_parallel=config.sequence_parallel and not is_expert, of=name
+        enter, leave, lend = _row_exchange(
+            shard.ranks, input_is_parallel, sequence_parallel=config.sequence_parallel and not is_expert, of=name
         )
-        width = self._shard.width(input_size, name="input_size", of=name)
+        width = shard.width(input_size, name="input_size", of=name)
+        super().__init__(shard, config, init_method)
+        self._enter, self._leave, self._lend = enter, leave, lend
         dtype = torch_dtype(config.params_dtype)
-        self.weight = Parameter(torch.empty(output_size, width, dtype=dtype))
+        self.weight = shard.rest(torch.empty(output_size, width, dtype=dtype), tp_group)
         self.bias = Parameter(torch.empty(output_size, dtype=dtype)) if bias else None
         self.skip_bias_add = skip_bias_add
-        self._delayed = DelayedLinear() if config.delay_wgrad_compute else None
-        self._linear = self._delayed or F.linear
-        self._init_method, self._config = init_method, config
         self.reset_parameters()
 
     @classmethod
     def supports(cls, request: LinearRequest) -> Iterable[str]:
         """Say why a request cannot be served; nothing when it can."""
         return _objections(request, "input_size", request.input_size)
-
-    def reset_parameters(self) -> None:
-        """Fill the weight by the init method and the bias with zeros."""
-        self._shard.fill(self.weight, self._init_method, self._config)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor, /) -> tuple[Tensor, Tensor | None]:
         """Map ``x @ weight.T + bias``.
@@ -255,19 +248,15 @@ class RowParallelLinear(ShardedModule):
             ``[..., out]``, the same on every rank; with sequence parallelism this rank's ``[b, s/p, out]``. And the
             bias when it was not added.
         """
-        x = self._enter(x, self._ranks)  # [..., in/p]
-        bias = None if self.bias is None else self._lend(self.bias, self._ranks)
-        if self._ranks.size == 1 and not self.skip_bias_add:  # in the product: the plain linear, to the bit
-            return self._linear(x, self.weight, bias), None
-        out = self._leave(self._linear(x, self.weight, None), self._ranks)
+        ranks, weight = self.shard.ranks, self.shard.local(self.weight)
+        x = self._enter(x, ranks)  # [..., in/p]
+        bias = None if self.bias is None else self._lend(self.bias, ranks)
+        if ranks.size == 1 and not self.skip_bias_add:  # in the product: the plain linear, to the bit
+            return self._linear(x, weight, bias), None
+        out = self._leave(self._linear(x, weight, None), ranks)
         if self.skip_bias_add or bias is None:
             return out, bias
         return out + bias.to(out.dtype), None  # under autocast the products are narrower than the bias
-
-    def backward_dw(self) -> None:
-        """Add the weight's gradient that backward put off; does nothing unless ``config.delay_wgrad_compute``."""
-        if self._delayed is not None:
-            self._delayed.add_gradient_to(self.weight)
 
     def sharded_state_dict(
         self,
@@ -276,19 +265,11 @@ class RowParallelLinear(ShardedModule):
         metadata: Mapping[str, Any] | None = None,
     ) -> ShardedStateDict:
         """Describe this rank's columns of the weight, and the bias, which every rank holds whole."""
-        rank, ranks = self._ranks.rank, self._ranks.size
-        key, split = f"{prefix}weight", replica_of(metadata, tensor_parallel_rank=0)
-        state: ShardedStateDict = {
-            key: sharded(key, self.weight, 1, rank, ranks, sharded_offsets, replica_id=split),
-        }
+        state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
         if self.bias is not None:
-            key, whole = f"{prefix}bias", replica_of(metadata, tensor_parallel_rank=rank)
+            key, whole = f"{prefix}bias", replica_of(metadata, tensor_parallel_rank=self.shard.ranks.rank)
             state[key] = replicated(key, self.bias, prepend_offsets=sharded_offsets, replica_id=whole)
         return state
-
-    def extra_repr(self) -> str:
-        """Say the sizes of this rank's part."""
-        return _sizes(self.weight, self.bias, self._ranks)
 
 
 def _as_is(x: Tensor, ranks: Ranks) -> Tensor:
@@ -325,11 +306,6 @@ def _objections(request: LinearRequest, name: str, width: int) -> Iterator[str]:
         yield f"{name} cannot be split: {reason}"
     if "delay_wgrad" in request.features and request.context.compile:
         yield "delay_wgrad keeps tensors outside the graph, which a compiled backward pass cannot"
-
-
-def _sizes(weight: Tensor, bias: Tensor | None, ranks: Ranks) -> str:
-    rank = "" if ranks.size == 1 else f", rank={ranks.rank} of {ranks.size}"
-    return f"{weight.shape[1]}, {weight.shape[0]}, bias={bias is not None}{rank}"
 
 
 if TYPE_CHECKING:

@@ -1,4 +1,10 @@
-"""Which part of a whole weight a rank holds, and how it gets its first values."""
+"""Which part of a whole weight a rank holds, how it rests, and how it gets its first values.
+
+Over several ranks a weight rests as a DTensor, so that torch's data parallelism and distributed checkpoints know which
+part of what it is; what computes takes its local tensor. Stacked matrices rest as ``[stride, width, ...]``, each split
+along its own rows: a split that every mesh and every number of ranks can express, unlike that of the two-dimensional
+weight. State dicts show them stacked.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import Shard as SplitAlong
+from torch.distributed.tensor.placement_types import _StridedShard
 from torch.nn import Parameter
 from transom.errors import ParallelError
+from transom.transformer.collectives import Ranks
 from transom.transformer.initialization import initialize
-
-from transom_parallel_linear.collectives import Ranks
+from transom.transformer.meshes import mesh_of
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
     from transom import TransformerConfig
 
 __all__ = ["Shard", "uneven"]
@@ -92,6 +102,76 @@ class Shard:
             )
         return whole // self.ranks.size
 
+    def rest(self, part: Tensor, group: ProcessGroup | None) -> Parameter:
+        """Make the parameter that this rank's part rests in.
+
+        Args:
+            part: whose memory the parameter shares.
+            group: the ranks.
+
+        Returns:
+            ``part`` itself on one rank; else a DTensor over the group, ``[stride, width, ...]`` for stacked matrices.
+        """
+        if group is None or self.ranks.size == 1:
+            return Parameter(part)
+        mesh = mesh_of(group, part.device.type)
+        return Parameter(DTensor.from_local(self._apart(part), mesh, [SplitAlong(self._split_dim)], run_check=False))
+
+    def local(self, parameter: Tensor) -> Tensor:
+        """Give this rank's part of a parameter in the shape that computes: of ``[gate_r; up_r]``, both in one matrix.
+
+        Gradients flow back into the parameter.
+        """
+        if not isinstance(parameter, DTensor):
+            return parameter
+        local = parameter.to_local()
+        return local if self.stride == 1 else local.flatten(self.dim, self.dim + 1)
+
+    def like(self, parameter: Tensor, part: Tensor) -> Tensor:
+        """Make of a part, in the shape that computes, a tensor that is split as a parameter is."""
+        if not isinstance(parameter, DTensor):
+            return part
+        return DTensor.from_local(self._apart(part), parameter.device_mesh, parameter.placements, run_check=False)
+
+    def shown(self, parameter: Tensor) -> Tensor:
+        """Give a parameter as state dicts show it, stacked matrices in one dimension; the memory is the parameter's.
+
+        What data parallelism splits further is shown as it rests: no stacked form expresses that.
+        """
+        if self.stride == 1 or not isinstance(parameter, DTensor) or parameter.device_mesh.ndim > 1:
+            return parameter
+        placement = _StridedShard(self.dim, split_factor=self.stride)
+        shape = torch.Size((*parameter.shape[: self.dim], -1, *parameter.shape[self.dim + 2 :]))
+        shape = torch.empty(parameter.shape, device="meta").view(shape).shape
+        local = parameter.to_local().flatten(self.dim, self.dim + 1)
+        stride = torch.empty(shape, device="meta").stride()
+        return DTensor.from_local(
+            local, parameter.device_mesh, [placement], run_check=False, shape=shape, stride=stride
+        )
+
+    def hidden(self, shown: Tensor, parameter: Tensor) -> Tensor:
+        """Undo `shown`: bring a tensor of a state dict into the form of a parameter.
+
+        Args:
+            shown: as `shown` gave it, or a plain tensor: this rank's part or the whole.
+            parameter: that it is for.
+        """
+        if not isinstance(parameter, DTensor) or (isinstance(shown, DTensor) and shown.shape == parameter.shape):
+            return shown
+        part = shown.to_local() if isinstance(shown, DTensor) else shown
+        local = self.local(parameter).shape
+        is_whole = part.shape != local and part.dim() == len(local)
+        return self.like(parameter, self.of(part) if is_whole else part)
+
+    @property
+    def _split_dim(self) -> int:
+        """Along which dimension of the resting parameter the ranks split."""
+        return self.dim if self.stride == 1 else self.dim + 1
+
+    def _apart(self, part: Tensor) -> Tensor:
+        """Give stacked matrices a dimension of their own."""
+        return part if self.stride == 1 else torch.unflatten(part, self.dim, (self.stride, -1))
+
     @torch.no_grad()
     def fill(self, part: Parameter, init_method: Callable[[Tensor], Any], config: TransformerConfig) -> None:
         """Give a part its first values: those that it would have in a single process.
@@ -100,16 +180,17 @@ class Shard:
         its part; afterwards all generators are in the state that a single process's would be in.
 
         Args:
-            part: this rank's parameter, filled in place; nothing happens on the meta device.
+            part: this rank's parameter, as `rest` made it, filled in place; nothing happens on the meta device.
             init_method: fills a tensor in place.
             config: whether to draw, and where.
         """
         if self.ranks.size == 1:
             initialize(part, init_method, config)
         elif config.perform_initialization and not part.is_meta:
-            shape = list(part.shape)
+            local = self.local(part)
+            shape = list(local.shape)
             shape[self.dim] *= self.ranks.size
-            device = "cpu" if config.use_cpu_initialization else part.device
-            whole = torch.empty(shape, dtype=part.dtype, device=device)
+            device = "cpu" if config.use_cpu_initialization else local.device
+            whole = torch.empty(shape, dtype=local.dtype, device=device)
             initialize(whole, init_method, config)
-            part.copy_(self.of(whole))
+            local.copy_(self.of(whole))

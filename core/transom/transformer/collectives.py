@@ -1,5 +1,7 @@
 """What tensor-parallel processes say to one another, each with the backward that a tensor-parallel layer needs.
 
+Plugins that split a layer's weights use these, and so does attention where key/value heads are fewer than ranks.
+
 Over p ranks, with the gradients of replicated tensors alike on every rank:
 
 ==================== ============================== ==============================
@@ -28,6 +30,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 from torch.autograd import Function
+
 from transom.errors import ParallelError
 
 if TYPE_CHECKING:
@@ -38,6 +41,7 @@ __all__ = [
     "copy_to_ranks",
     "gather_features",
     "gather_sequence",
+    "max_over_ranks",
     "scatter_features",
     "scatter_sequence",
     "sum_over_ranks",
@@ -89,6 +93,12 @@ def sum_over_ranks(x: Tensor, ranks: Ranks) -> Tensor:
     return _Sum.apply(x, ranks)
 
 
+@torch.no_grad()
+def max_over_ranks(x: Tensor, ranks: Ranks) -> Tensor:
+    """Take the largest of the ranks' numbers, element by element; no gradient flows through it."""
+    return _all_reduce(x, ranks, "max")
+
+
 def gather_features(x: Tensor, ranks: Ranks) -> Tensor:
     """Put the ranks' parts of the last dimension together, ``[..., f/p] -> [..., f]``, on every rank."""
     return _GatherFeatures.apply(x, ranks)
@@ -120,9 +130,9 @@ def scatter_sequence(x: Tensor, ranks: Ranks) -> Tensor:
     return _ScatterSequence.apply(x, ranks)
 
 
-def _all_reduce(x: Tensor, ranks: Ranks) -> Tensor:
+def _all_reduce(x: Tensor, ranks: Ranks, operation: str = "sum") -> Tensor:
     ops = torch.ops._c10d_functional
-    return cast(Tensor, ops.wait_tensor(ops.all_reduce(x.contiguous(), "sum", ranks.name)))
+    return cast(Tensor, ops.wait_tensor(ops.all_reduce(x.contiguous(), operation, ranks.name)))
 
 
 def _all_gather(x: Tensor, dim: int, ranks: Ranks) -> Tensor:
