@@ -154,16 +154,17 @@ def core_attention(request: ArchitectureRequest, layer_number: int, *, cross: bo
     heads, groups = config.num_attention_heads, config.num_query_groups
     ranks = config.tensor_model_parallel_size
     window = None if cross else config.window_of(layer_number)
+    trains = request.context.mode == "train"
     optional = {
         "window": window is not None,
         "softcap": config.attn_logit_softcapping is not None,
         "sink_off_by_one": config.softmax_type == "off-by-one",
         "sink_learnable": config.softmax_type == "learnable",
-        "dropout": config.attention_dropout > 0 and request.context.mode == "train",
+        "dropout": config.attention_dropout > 0 and trains,
         "gqa": groups != heads,
         "cross": cross,
         "alibi": config.position_embedding_type == "alibi" and not cross,
-        "bias_grad": config.position_embedding_type == "relative" and not cross,
+        ("bias_grad" if trains else "bias"): config.position_embedding_type == "relative" and not cross,
     }
     masks = request.masks - {"causal", "bottom_right", "positions", "prefix"} if cross else request.masks
     wanted = CoreAttentionRequest(
@@ -238,7 +239,9 @@ def cross_attention(request: ArchitectureRequest, layer_number: int) -> Part:
     return _attention(request, layer_number, "cross_attention")
 
 
-def layer(request: ArchitectureRequest, layer_number: int, *, cross_attention: bool = False) -> Part:
+def layer(
+    request: ArchitectureRequest, layer_number: int, *, cross_attention: bool = False, path: str | None = None
+) -> Part:
     """One layer of a stack, counted from 1."""
     wanted = LayerRequest(
         context=request.context,
@@ -248,7 +251,7 @@ def layer(request: ArchitectureRequest, layer_number: int, *, cross_attention: b
         layer_number=layer_number,
         cross_attention=cross_attention,
     )
-    return Part(slot="layer", request=wanted)
+    return Part(slot="layer", request=wanted, path=path)
 
 
 def _attention(request: ArchitectureRequest, layer_number: int, slot: str) -> Part:
