@@ -172,6 +172,7 @@ WRONG = [
     ("loss", "Averaged", "agreement/cross_entropy[cpu-float32]", "shape [], expected [2, 5]"),
     ("loss", "Overflows", "agreement/large_logits[cpu-float32]", "loss: inf"),
     ("loss", "NarrowResult", "agreement/cross_entropy[cpu-bfloat16]", "torch.bfloat16, expected torch.float32"),
+    ("loss", "NarrowsFloat64", "agreement/cross_entropy[cpu-float64]", "torch.float32, expected torch.float64"),
     ("loss", "WeightDetached", "agreement/cross_entropy[cpu-float32]", "no gradient reaches weight"),
     ("mlp", "SeesOtherTokens", "contract/by_token_llama[cpu-float32]", "outputs beside a token that changed"),
     ("mlp", "ScaleIgnored", "contract/token_scale_gpt[cpu-float32]", "does not depend on per_token_scale"),

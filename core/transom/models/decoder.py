@@ -113,7 +113,8 @@ class TransformerDecoder(TransformerStack):
             labels: ids ``[b, s]``; -100 = no loss.
 
         Returns:
-            logits ``[b, s, v]`` in float32; with ``labels`` each token's cross-entropy ``[b, s]`` in nats, float32.
+            logits ``[b, s, v]`` in float32; with ``labels`` each token's cross-entropy ``[b, s]`` in nats, float32
+            (float64 where the weights are).
 
         Raises:
             ConfigError: more tokens than ``max_seq_len``.

@@ -37,7 +37,10 @@ class Loss(Protocol):
     """Token cross-entropy in nats; the logits need not be materialised."""
 
     def forward(self, hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, /) -> Tensor:
-        """Map hidden ``[b, s, h]``, weight ``[v, h]``, labels ``[b, s]``, bias ``[v]`` to float32 losses ``[b, s]``."""
+        """Map hidden ``[b, s, h]``, weight ``[v, h]``, labels ``[b, s]`` and bias ``[v]`` to losses ``[b, s]``.
+
+        Losses are at least float32: of bfloat16 and float16 hidden states too, and float64 of float64 ones.
+        """
         ...
 
     def __call__(self, hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, /) -> Tensor:

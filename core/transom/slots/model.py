@@ -55,7 +55,8 @@ class Model(Protocol):
             labels: ``[b, s]``; -100 = none.
 
         Returns:
-            logits ``[b, s, v]`` in float32, or, when labels are given, each token's loss ``[b, s]`` in float32, nats.
+            logits ``[b, s, v]`` in float32, or, when labels are given, each token's loss ``[b, s]`` in nats: float32,
+            or float64 where the parameters are.
         """
         ...
 

@@ -36,6 +36,7 @@ class Agreement:
         principal: is tried in every dtype that is declared, not only in the first.
         dtypes: of inputs that have another dtype than the module, by name.
         result_dtypes: of outputs that have another dtype than the module, by name.
+        wide: outputs that are in float32 where the module is in a narrower dtype.
         floor: no smaller tolerance is asked for, where rounding of what is prescribed costs as much.
     """
 
@@ -51,6 +52,7 @@ class Agreement:
     principal: bool = False
     dtypes: Mapping[str, str] = field(default_factory=dict)
     result_dtypes: Mapping[str, str] = field(default_factory=dict)
+    wide: frozenset[str] = frozenset()
     floor: float = 0.0
 
 
@@ -96,9 +98,9 @@ def check_agreement(subject: Subject, agreement: Agreement, dtype: str) -> None:
     _require_gradients(state, frozenset())
     expected = agreement.expected(state, wide)
     tolerance = Tolerance(*(max(agreement.floor, allowed) for allowed in TOLERANCES[dtype]))
-    _compare_outputs(
-        outputs, expected, {name: agreement.result_dtypes.get(name, dtype) for name in expected}, tolerance
-    )
+    at_least = dict.fromkeys(agreement.wide, dtype if dtype == "float64" else "float32")
+    dtypes = {**dict.fromkeys(expected, dtype), **at_least, **agreement.result_dtypes}
+    _compare_outputs(outputs, expected, dtypes, tolerance)
     if subject.trains:
         leaves = {name: tensor for name, tensor in inputs.items() if tensor.requires_grad}
         _compare_gradients(outputs, expected, leaves | dict(module.named_parameters()), wide | state, tolerance)

@@ -77,7 +77,7 @@ def _agreement(call: _Call, subject: Subject) -> Agreement:
         expected=partial(_expected, call),
         features=call.features,
         principal=call.principal,
-        result_dtypes={"loss": "float32"},
+        wide=frozenset({"loss"}),
     )
 
 
@@ -110,10 +110,7 @@ def _inputs(call: _Call) -> Tensors:
 
 
 def _run(module: nn.Module, inputs: Tensors) -> Tensors:
-    loss = module(inputs["hidden"], inputs["weight"], inputs["labels"], inputs.get("bias"))
-    if loss.dtype is torch.float64 and inputs["hidden"].dtype is torch.float64:
-        loss = loss.float()  # more than was asked for
-    return {"loss": loss}
+    return {"loss": module(inputs["hidden"], inputs["weight"], inputs["labels"], inputs.get("bias"))}
 
 
 def _expected(call: _Call, state: Tensors, inputs: Tensors) -> Tensors:

@@ -65,6 +65,11 @@ class NarrowResult(Right):
         return super().forward(hidden, weight, labels, bias).to(hidden.dtype)
 
 
+class NarrowsFloat64(Right):
+    def forward(self, hidden, weight, labels, bias=None, /):
+        return super().forward(hidden, weight, labels, bias).float()
+
+
 class WeightDetached(Right):
     def logits(self, hidden, weight, bias):
         return super().logits(hidden, weight.detach(), bias)
