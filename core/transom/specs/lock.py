@@ -278,8 +278,8 @@ def lock_hook(hook: Hook) -> LockedHook:
 
 
 def _request_data(request: Request) -> dict[str, Any]:
-    # The context stands once in the lock, and an architecture's config once in the spec.
-    left_out = {"context", "config"} if isinstance(request, ArchitectureRequest) else {"context"}
+    # The context stands once in the lock, and an architecture's configs once in the spec.
+    left_out = {"context", "config", "encoder_config"} if isinstance(request, ArchitectureRequest) else {"context"}
     data = {f.name: getattr(request, f.name) for f in dataclasses.fields(request) if f.name not in left_out}
     return {k: sorted(v) if isinstance(v, frozenset) else msgspec.to_builtins(v) for k, v in data.items()}
 

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -68,7 +68,9 @@ class Plan:
         """
         spec = self.spec
         shape = [spec.vocab_size, spec.max_sequence_length, spec.share_embeddings_and_output_weights]
-        config = {f.name: _content(getattr(self.config, f.name)) for f in dataclasses.fields(self.config)}
+        config: Any = _contents(self.config)
+        if spec.encoder_config is not None:
+            config = [config, _contents(spec.encoder_config)]
         chosen = [msgspec.structs.replace(lock_node(node), asked=[], refused=[]) for node in self.nodes()]
         made_for = [self.context.dtype, self.context.mode, sorted(spec.masks), list(map(lock_hook, self.hooks))]
         content = msgspec.json.encode([shape, config, made_for, chosen], order="deterministic")
@@ -147,13 +149,10 @@ def plan(
     hooks = hooks_of(spec, registry, is_locked=locked is not None)
     live = load_hooks(hooks)
     spec = modified(spec, live)
-    config = spec.config
-    if dtype is not None:
-        # fp16 and bf16 are other spellings of a dtype, and the call's wins.
-        config = config.replace(params_dtype=str(dtype).removeprefix("torch."), fp16=False, bf16=False)
-    if config.num_layers > MAX_LAYERS:
-        _refuse_layers(spec)
-    request = _request(spec, config, _context(str(device), config, mode))
+    _check_layers(spec)
+    config = _in_dtype(spec.config, dtype)
+    encoder = None if spec.encoder_config is None else _in_dtype(spec.encoder_config, dtype)
+    request = _request(spec, config, encoder, _context(str(device), config, mode))
     planner = Planner(spec, use or {}, options or {}, registry, locked)
     root = planner.tree(Part(slot="model", request=request))
     made = Plan(
@@ -166,33 +165,46 @@ def plan(
     return made
 
 
-def _refuse_layers(spec: ModelSpec) -> NoReturn:
-    raise ConfigError(
-        f"num_layers is {spec.config.num_layers}; at most {MAX_LAYERS} layers are planned.",
-        asked_by=f"config.num_layers in {spec.source}",
-        field="num_layers",
-        value=spec.config.num_layers,
-        path="config.num_layers",
-        file=spec.source,
-        line=spec.lines().get(("config", "num_layers")),
-    )
+def _check_layers(spec: ModelSpec) -> None:
+    for name, config in (("config", spec.config), ("encoder_config", spec.encoder_config)):
+        if config is not None and config.num_layers > MAX_LAYERS:
+            raise ConfigError(
+                f"num_layers is {config.num_layers}; at most {MAX_LAYERS} layers are planned.",
+                asked_by=f"{name}.num_layers in {spec.source}",
+                field="num_layers",
+                value=config.num_layers,
+                path=f"{name}.num_layers",
+                file=spec.source,
+                line=spec.lines().get((name, "num_layers")),
+            )
 
 
-def _request(spec: ModelSpec, config: TransformerConfig, context: BuildContext) -> ModelRequest:
+def _in_dtype(config: TransformerConfig, dtype: str | torch.dtype | None) -> TransformerConfig:
+    if dtype is None:
+        return config
+    # fp16 and bf16 are other spellings of a dtype, and the call's wins.
+    return config.replace(params_dtype=str(dtype).removeprefix("torch."), fp16=False, bf16=False)
+
+
+def _request(
+    spec: ModelSpec, config: TransformerConfig, encoder: TransformerConfig | None, context: BuildContext
+) -> ModelRequest:
     decoding = {"bottom_right", "positions"} if context.mode == "infer" else set()
-    split = {
+    optional = {
         "tensor_parallel": config.tensor_model_parallel_size > 1,
         "pipeline_parallel": config.pipeline_model_parallel_size > 1,
         "context_parallel": config.context_parallel_size > 1,
+        "encoder_decoder": encoder is not None,
     }
     return ModelRequest(
         context=context,
-        features=frozenset(name for name, is_asked in split.items() if is_asked),
+        features=frozenset(name for name, is_asked in optional.items() if is_asked),
         config=config,
         masks=frozenset({"causal", *spec.masks, *decoding}),
         vocab_size=spec.vocab_size,
         max_sequence_length=spec.max_sequence_length,
         share_embeddings_and_output_weights=spec.share_embeddings_and_output_weights,
+        encoder_config=encoder,
     )
 
 
@@ -223,6 +235,10 @@ def _device_type(device: str) -> str:
         what = f"no device is called {device!r}."
         kinds = ("cpu", "cuda", "cuda:0", "meta")
         raise SpecError(what, asked_by="device", available=kinds, path="device", file=None, line=None) from error
+
+
+def _contents(config: TransformerConfig) -> dict[str, Any]:
+    return {f.name: _content(getattr(config, f.name)) for f in dataclasses.fields(config)}
 
 
 def _content(value: Any) -> Any:

@@ -148,7 +148,7 @@ class Planner:
             if isinstance(part, Part):
                 found[name] = self._node(_join(path, part.path or name), part)
             else:
-                found[name] = tuple(self._node(_join(path, f"{name}.{i}"), p) for i, p in enumerate(part))
+                found[name] = tuple(self._node(_join(path, p.path or f"{name}.{i}"), p) for i, p in enumerate(part))
         return found
 
     def _typed_options(self, path: str, slot: str, builder: Any, ref: str) -> Any:

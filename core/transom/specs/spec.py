@@ -29,6 +29,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         name: what plans, logs and checkpoints call it.
         model: name in the slot ``model``.
         share_embeddings_and_output_weights: the output layer's weight is the embedding table.
+        encoder_config: of the encoder of an encoder-decoder, where it is not `config`, which is then the decoder's.
         masks: kinds of attention mask that callers will pass, beside causal: ``padding``, ``packed``, ``keep`` ...;
             an implementation that cannot serve one of them is refused when the plan is made.
         bundle: presets of `use`, `options` and hooks that plugins publish, by name, the later over the earlier; the
@@ -53,6 +54,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     name: Name = "model"
     model: str | list[str] = "decoder"
     share_embeddings_and_output_weights: bool = False
+    encoder_config: TransformerConfig | None = None
     masks: tuple[str, ...] = ()
     bundle: str | list[str] = []
     use: dict[str, str | list[str]] = {}
@@ -99,8 +101,11 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def to_dict(self) -> dict[str, Any]:
         """Give the spec as plain data; `load_spec` reads it back."""
-        data: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(self, config=_ANY_CONFIG))
-        return data | {"config": self.config.to_dict()}
+        plain = msgspec.structs.replace(self, config=_ANY_CONFIG, encoder_config=None)
+        data: dict[str, Any] = msgspec.to_builtins(plain) | {"config": self.config.to_dict()}
+        if self.encoder_config is not None:
+            data["encoder_config"] = self.encoder_config.to_dict()
+        return data
 
 
 def _remade(kind: type[ModelSpec], fields: dict[str, Any], origin: dict[str, Any]) -> ModelSpec:

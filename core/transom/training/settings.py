@@ -112,13 +112,15 @@ def check_same_run(own: ModelSpec, given: ModelSpec, *, seed: int | None = None,
 
 def _flat(spec: ModelSpec) -> dict[str, Any]:
     train = {f"train.{name}": getattr(spec.train, name) for name in spec.train.__struct_fields__}
-    config = {f"config.{name}": value for name, value in spec.config.to_dict().items()}
-    others = {name: getattr(spec, name) for name in spec.__struct_fields__ if name not in ("train", "config")}
-    return others | config | train
+    configs = {name: getattr(spec, name) for name in ("config", "encoder_config")}
+    fields = {f"{name}.{key}": value for name, c in configs.items() if c for key, value in c.to_dict().items()}
+    others = {name: getattr(spec, name) for name in spec.__struct_fields__ if name not in ("train", *configs)}
+    return others | fields | train
 
 
-def _value(spec: ModelSpec, path: str) -> Any:
-    return reduce(getattr, path.split("."), spec)
+def _value(spec: Any, path: str) -> Any:
+    # Only one of the two may have an encoder_config.
+    return reduce(lambda found, name: getattr(found, name, None), path.split("."), spec)
 
 
 def _line(path: str, own: ModelSpec, given: Any) -> str:
