@@ -6,6 +6,7 @@ what the address names.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from transom.registry.names import CORE, normalise
-from transom.specs.render import alike, group_label, in_bytes, in_units
+from transom.specs.render import alike, group_label, hook_label, in_bytes, in_units
 from transom.specs.totals import Cost, Measured, Totals, costs, totals
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class _Page:
         self.found = found
         self.details: list[str] = []
         self.refused: list[tuple[str, int, int]] = []
+        self.hooks = [hook_label(hook) for hook in plan.hooks]
         chosen = [node.resolution.chosen for node in plan.nodes()]
         self.places = Counter(f"{each.distribution} {each.version}".strip() for each in chosen)
         names = sorted({normalise(each.distribution) for each in chosen} - {CORE})
@@ -133,7 +135,7 @@ class _Page:
         if refusals:
             self.refused.append((group_label(group, "") or where, number, len(refusals)))
         rows = "".join(f"<dt>{label}</dt><dd>{text}</dd>" for label, text in self._facts(node))
-        body = f"<h2>{escape(group_label(group, '') or where)}</h2><dl>{rows}</dl>"
+        body = f"<h2>{_breakable(group_label(group, '') or where)}</h2><dl>{rows}</dl>"
         body += "".join([f"<h3>Refused before ({len(refusals)})</h3>", *map(_refusal, refusals)]) if refusals else ""
         self.details.append(f"<section id='n{number}'>{body}</section>")
         return number
@@ -144,11 +146,15 @@ class _Page:
         yield "slot", f"<code>{escape(node.slot)}</code>"
         yield "chosen", f"<b>{escape(chosen.name)}</b>"
         yield "from", f"<span class='chip' {self._style(chosen.distribution)}>{escape(owner)}</span>"
-        yield "is", f"<code>{escape(chosen.value)}</code>"
+        yield "is", f"<code>{_breakable(chosen.value)}</code>"
         yield "asked for", f"<code>{escape(' | '.join(node.resolution.asked))}</code>"
-        yield "by", escape(node.asked_by)
+        yield "by", _breakable(node.asked_by)
         if node.options is not None:
             yield "options", f"<code>{escape(_plain(msgspec.to_builtins(node.options)))}</code>"
+        for each in node.replacements:
+            yield "replaced", f"by <code>{_breakable(each.by)}</code> of the hook <b>{escape(each.hook)}</b>"
+        if not node.path:
+            yield from (("hook", f"<code>{escape(text)}</code>") for text in self.hooks)
         if node.request.features:
             yield "must have", escape(", ".join(sorted(node.request.features)))
         least = "" if cost.is_complete else "≥ "
@@ -170,6 +176,11 @@ def _hue(index: int) -> float:
 def _name(group: Sequence[Node], parent: str) -> str:
     label = group_label(group, parent).partition(" (")[0]
     return label or "model"
+
+
+def _breakable(text: str) -> str:
+    """Let a long path break after its dots and underscores rather than anywhere."""
+    return re.sub(r"([._:])(?=\w)", r"\1<wbr>", escape(text))
 
 
 def _plain(options: Mapping[str, Any]) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from transom.specs.lock import lock_hook
 from transom.specs.totals import Cost, Measured, Totals, costs, totals
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from transom.specs.plan import Plan
     from transom.specs.world import Stage, World
 
-__all__ = ["alike", "group_label", "in_bytes", "in_units", "render_plan", "render_totals", "render_world"]
+__all__ = ["alike", "group_label", "hook_label", "in_bytes", "in_units", "render_plan", "render_totals", "render_world"]
 
 _GAP = "  "
 _HEADINGS = ("parameters", "FLOPs/token", "cache/token")
@@ -47,14 +49,15 @@ def render_plan(plan: Plan, *, measured: Measured | None = None, with_columns: b
 
 
 def _hook_lines(plan: Plan) -> Iterator[str]:
-    """Say which hooks run, and what they put in the place of the whole model."""
+    """Say which hooks run, and how the whole model was decided on."""
     if plan.hooks:
-        yield f"hooks: {', '.join(_hook(hook) for hook in plan.hooks)}"
-    for replacement in plan.root.replacements:
-        yield f"replaced by {replacement.hook}: {replacement.by}"
+        yield f"hooks: {', '.join(hook_label(hook) for hook in plan.hooks)}"
+    for label, text in _explained(plan.root):
+        yield f"{label}: {text}"
 
 
-def _hook(hook: Hook) -> str:
+def hook_label(hook: Hook) -> str:
+    """Name a hook, with its options."""
     options = lock_hook(hook).options
     return f"{hook.label} {options}" if options else hook.label
 
@@ -147,12 +150,23 @@ def _rows(node: Node, indent: str, found: dict[str, Cost]) -> Iterator[Row]:
         yield label, f"{first.slot}: {_who(first)}", _cells(found[first.path])
         deeper = indent + ("   " if last else "│  ")
         bar = "│  " if first.parts else "   "
-        for verdict in first.resolution.refused:
-            hint = f" ({verdict.hint})" if verdict.hint else ""
-            yield f"{deeper}{bar}not {verdict.ref}", f"{verdict.stage}: {verdict.reason}{hint}", ()
-        for replacement in first.replacements:
-            yield f"{deeper}{bar}replaced by {replacement.hook}", replacement.by, ()
+        for what, text in _explained(first):
+            yield f"{deeper}{bar}{what}", text, ()
         yield from _rows(first, deeper, found)
+
+
+def _explained(node: Node) -> Iterator[tuple[str, str]]:
+    """Yield what is to be said of a place beside who fills it."""
+    chosen, asked = node.resolution.chosen, node.resolution.asked
+    if asked not in ((chosen.name,), (chosen.ref,)):
+        yield "asked for", f"{' | '.join(asked)}, by {node.asked_by}"
+    for verdict in node.resolution.refused:
+        hint = f" ({verdict.hint})" if verdict.hint else ""
+        yield f"not {verdict.ref}", f"{verdict.stage}: {verdict.reason}{hint}"
+    if node.options is not None:
+        yield "options", ", ".join(f"{name}: {value}" for name, value in msgspec.to_builtins(node.options).items())
+    for replacement in node.replacements:
+        yield f"replaced by {replacement.hook}", replacement.by
 
 
 def _cells(cost: Cost) -> tuple[str, str, str]:
@@ -180,14 +194,11 @@ def alike(part: Node | tuple[Node, ...], found: Mapping[str, Cost]) -> list[Sequ
 
 
 def _signature(node: Node, found: Mapping[str, Cost]) -> object:
-    refusals = tuple((v.ref, v.stage, v.reason) for v in node.resolution.refused)
     parts = tuple((child.path.removeprefix(node.path), _signature(child, found)) for child in node.children())
     return (
         node.slot,
         node.resolution.chosen.ref,
-        refusals,
-        repr(node.options),
-        node.replacements,
+        tuple(_explained(node)),
         found[node.path],
         parts,
     )

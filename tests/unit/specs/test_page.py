@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -9,11 +10,13 @@ import subprocess
 from html.parser import HTMLParser
 
 import pytest
+from transom.registry.hooks import Hook
+from transom.specs.node import Replacement
 from transom.specs.page import render_page
 from transom.specs.plan import plan
 from transom.specs.totals import Cost
 
-VOID = {"meta", "br", "hr", "img", "input", "link"}
+VOID = {"meta", "br", "hr", "img", "input", "link", "wbr"}
 
 
 class Reader(HTMLParser):
@@ -34,13 +37,15 @@ class Reader(HTMLParser):
             self.open.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag):
+        if tag != "code":  # the others end a word
+            self.handle_data(" ")
         assert self.open.pop()[0] == tag
 
     def handle_data(self, data):
         self.texts.append((data, [attrs.get("id") for _, attrs in self.open if attrs.get("id")]))
 
     def section(self, name):
-        return " ".join(text for text, ids in self.texts if name in ids)
+        return "".join(text for text, ids in self.texts if name in ids)
 
 
 @pytest.fixture
@@ -101,6 +106,15 @@ def test_details_tell_options_features_and_costs(made):
     assert ("5,000" in top, "60,000 a token" in top, "2,048 bytes a token" in top) == (True, True, True)
 
 
+def test_details_tell_hooks_and_what_they_replaced(made):
+    by = {"layers.0.mlp.down": (Replacement("acme-hooks/double", "acme_hooks.parts.Scaled"),)}
+    hook = Hook("double", "acme-hooks", "1.0", "acme_hooks:Double", {"by": 2})
+    page = render_page(dataclasses.replace(made, root=made.root.replaced(by), hooks=(hook,)))
+    (text,) = {Reader(page).section(name) for name in hrefs(page, "down") if "replaced" in Reader(page).section(name)}
+    assert "replaced by acme_hooks.parts.Scaled of the hook acme-hooks/double" in " ".join(text.split())
+    assert "hook double (acme-hooks 1.0) {'by': 2}" in Reader(page).section(hrefs(page, "model")[0])
+
+
 def test_page_sums_up_refusals(page, fakes, make_spec):
     assert re.findall(r"<b>([^<]*)</b> <span class='no'>(\d) refused", page) == [
         ("layers.0.mlp", "2"),
@@ -116,10 +130,11 @@ def test_layers_that_are_alike_are_one_block():
 
 
 def test_legend_counts_the_places_of_each_distribution():
-    page = render_page(plan("tiny-llama", use={"core_attention": "dot_product", "row_linear": "parallel_linear"}))
+    made = plan("tiny-llama", use={"core_attention": "dot_product", "row_linear": "parallel_linear"})
+    page = render_page(made)
     legend = re.findall(r"<i class='swatch' style='--hue:([\d.]+)'></i>([^<]+) <small>(\d+) places", page)
     assert [(name.split()[0], int(count)) for _, name, count in legend] == [
-        ("transom", 4 + 4 * 13 - 8),  # model, embedding, norm, loss, and four layers of 13 places
+        ("transom", sum(1 for _ in made.nodes()) - 8),
         ("transom-parallel-linear", 8),
     ]
     assert len({hue for hue, _, _ in legend}) == 2

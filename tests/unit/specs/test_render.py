@@ -45,9 +45,33 @@ def test_layers_that_are_alike_are_drawn_once(fakes, make_spec):
 def test_refusals_are_drawn_below_the_chosen(fakes, make_spec):
     lines = str(plan(make_spec(use={"layers.0.mlp": "nobody | even_mlp | fake_mlp"}), registry=fakes)).splitlines()
     place = next(i for i, line in enumerate(lines) if line.startswith("│  └─ mlp "))
-    assert lines[place + 1].startswith("│     │  not nobody ")
-    assert "missing: no mlp is named 'nobody'." in lines[place + 1]
-    assert lines[place + 2].split() == ["│", "│", "not", "acme-fakes/even_mlp", "supports:", "layer", "1", "is", "odd"]
+    chain = "nobody | even_mlp | fake_mlp, by use.layers.0.mlp in the mapping"
+    assert lines[place + 1].split(maxsplit=4)[2:] == ["asked", "for", chain]
+    assert lines[place + 2].startswith("│     │  not nobody ")
+    assert "missing: no mlp is named 'nobody'." in lines[place + 2]
+    assert lines[place + 3].split() == ["│", "│", "not", "acme-fakes/even_mlp", "supports:", "layer", "1", "is", "odd"]
+
+
+def test_what_was_asked_for_is_drawn_where_it_is_not_the_name_that_was_chosen(fakes, make_spec):
+    use = {"layers.0.mlp": "acme-fakes/fake_mlp", "layers.1.mlp": ["fake_mlp", "even_mlp"]}
+    asked = [line for line in str(plan(make_spec(use=use), registry=fakes)).splitlines() if "asked for" in line]
+    assert [line.split("asked for")[1].strip() for line in asked] == [
+        "fake_mlp | even_mlp, by use.layers.1.mlp in the mapping"
+    ]
+
+
+def test_options_are_drawn_below_what_takes_them(fakes, make_spec):
+    text = str(plan(make_spec(options={"layers.1.mlp": {"times": 3}}), registry=fakes))
+    (line,) = [line for line in text.splitlines() if "options" in line]
+    assert line.split()[-2:] == ["times:", "3"]
+
+
+def test_what_the_model_itself_was_asked_for_stands_at_the_head(fakes, make_spec):
+    lines = str(plan(make_spec(model="nobody | fake_model"), registry=fakes)).splitlines()
+    assert lines[1:3] == [
+        "asked for: nobody | fake_model, by model in the mapping",
+        "not nobody: missing: no model is named 'nobody'. (All: transom list model)",
+    ]
 
 
 def test_layers_that_cost_differently_are_drawn_apart(fakes, make_spec):

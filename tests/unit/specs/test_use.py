@@ -85,7 +85,7 @@ def test_find_shows_both_lines_of_entries_that_contradict_each_other() -> None:
 def test_assignments_are_named_as_they_were_given() -> None:
     given = Assignments({"layers.7.mlp": "a | b"})
     assert named(given, "the call") == {"layers.7.mlp": "--use layers.7.mlp=a | b"}
-    with pytest.raises(SpecError, match="nothing is at 'layers.7.mlp'") as caught:
+    with pytest.raises(SpecError, match=r"nothing is at .layers\.7\.mlp.") as caught:
         walk(Rules("use", [Layer(given, "the call", named(given, "the call"))], SLOTS))
     assert caught.value.asked_by == "--use layers.7.mlp=a | b"
 
