@@ -207,7 +207,8 @@ class TransformerDecoder(TransformerStack):
 
     def _logits(self, hidden: Tensor) -> Tensor:
         if self.output_layer is None:
-            return F.linear(hidden, self._output_weight())  # [b, s, h] -> [b, s, v]
+            project = getattr(self.embedding.word_embeddings, "project", None)  # of a table that is split over ranks
+            return project(hidden) if project else F.linear(hidden, self._output_weight())  # [b, s, h] -> [b, s, v]
         logits: Tensor | tuple[Tensor, None] = self.output_layer(hidden)
         return logits[0] if isinstance(logits, tuple) else logits
 

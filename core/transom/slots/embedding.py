@@ -27,7 +27,11 @@ class EmbeddingRequest(Request):
 
 
 class Embedding(Protocol):
-    """A table of vectors; ``weight`` has shape ``[num_embeddings, embedding_dim]`` (of this rank)."""
+    """A table of vectors; ``weight`` has shape ``[num_embeddings, embedding_dim]``.
+
+    One that is split over several processes has, beside `forward`, ``project(hidden, /)``: from ``[b, s, h]`` to logits
+    ``[b, s, v]`` on every rank, for models whose output layer is the table.
+    """
 
     weight: Tensor
 

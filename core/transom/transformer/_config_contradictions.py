@@ -116,7 +116,8 @@ def _tensor(c: TransformerConfig) -> Iterator[Rule]:
     tp, heads, groups = c.tensor_model_parallel_size, c.num_attention_heads, c.num_query_groups
     yield "sequence_parallel", c.sequence_parallel and tp == 1, "it needs tensor_model_parallel_size above 1"
     yield "tensor_model_parallel_size", heads % tp != 0, f"a divisor of num_attention_heads ({heads}) is needed"
-    yield "tensor_model_parallel_size", groups % tp != 0, f"a divisor of num_query_groups ({groups}) is needed"
+    shared = groups % tp != 0 and tp % groups != 0
+    yield "tensor_model_parallel_size", shared, f"a divisor or a multiple of num_query_groups ({groups}) is needed"
     split_norm = tp > 1 and c.qk_layernorm_across_heads
     yield "tensor_model_parallel_size", split_norm, "qk_layernorm_across_heads needs all heads on one rank"
     ffn = c.ffn_hidden_size

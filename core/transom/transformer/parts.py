@@ -97,9 +97,8 @@ def embedding(
     request: ArchitectureRequest, num_embeddings: int, embedding_dim: int, *, path: str | None = None
 ) -> Part:
     """A table of ``num_embeddings`` vectors."""
-    features = _when({"tensor_parallel": request.config.tensor_model_parallel_size > 1})
     wanted = EmbeddingRequest(
-        context=request.context, features=features, num_embeddings=num_embeddings, embedding_dim=embedding_dim
+        context=request.context, features=_split_features(request.config), num_embeddings=num_embeddings, embedding_dim=embedding_dim
     )
     return Part(slot="embedding", request=wanted, path=path)
 
@@ -195,11 +194,10 @@ def loss(request: ArchitectureRequest, vocab_size: int) -> Part:
     optional = {
         "z_loss": config.z_loss > 0,
         "softcap": config.final_logit_softcapping is not None,
-        "tensor_parallel": config.tensor_model_parallel_size > 1,
     }
     wanted = LossRequest(
         context=request.context,
-        features=_when(optional),
+        features=_when(optional) | _split_features(config),
         vocab_size=vocab_size,
         z_loss=config.z_loss,
         softcap=config.final_logit_softcapping,
@@ -269,15 +267,17 @@ def _when(features: dict[str, bool]) -> frozenset[str]:
     return frozenset(name for name, is_asked in features.items() if is_asked)
 
 
-def _linear_features(config: TransformerConfig, is_expert: bool) -> frozenset[str]:
+def _split_features(config: TransformerConfig) -> frozenset[str]:
     return _when(
         {
             "tensor_parallel": config.tensor_model_parallel_size > 1,
             "sequence_parallel": config.sequence_parallel,
-            "delay_wgrad": config.delay_wgrad_compute,
-            "expert": is_expert,
         }
     )
+
+
+def _linear_features(config: TransformerConfig, is_expert: bool) -> frozenset[str]:
+    return _split_features(config) | _when({"delay_wgrad": config.delay_wgrad_compute, "expert": is_expert})
 
 
 def _architecture_features(request: ArchitectureRequest) -> frozenset[str]:
