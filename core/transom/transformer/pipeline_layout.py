@@ -21,7 +21,14 @@ from transom.errors import ConfigError, ParallelError
 if TYPE_CHECKING:
     from transom.transformer.transformer_config import TransformerConfig
 
-__all__ = ["PipelineLayout", "first_layer_of_stage", "layers_of_chunks", "num_layers_of_stage"]
+__all__ = [
+    "PipelineLayout",
+    "PipelineStage",
+    "first_layer_of_stage",
+    "layers_of_chunks",
+    "num_layers_of_stage",
+    "stage_of",
+]
 
 _FIELD = "pipeline_model_parallel_layout"
 _TOKEN = re.compile(r"\*[0-9]+|.", re.DOTALL)
@@ -243,6 +250,59 @@ def first_layer_of_stage(config: TransformerConfig, stage: int, virtual_stage: i
         )
     index = (virtual_stage or 0) * config.pipeline_model_parallel_size + stage
     return 1 + sum(layers_of_chunks(config)[:index])
+
+
+@dataclass(frozen=True)
+class PipelineStage:
+    """What a stage, or one virtual stage of it, has of a model.
+
+    Args:
+        first_layer_number: of its layers, counted from 1 over the model; without layers, the next stage's first.
+        num_layers: how many it has; it may be none.
+        pre_process: it has the embedding.
+        post_process: it has the final norm, the output layer and the loss.
+    """
+
+    first_layer_number: int
+    num_layers: int
+    pre_process: bool
+    post_process: bool
+
+    @property
+    def layer_numbers(self) -> range:
+        """Its layers, counted from 1 over the model."""
+        return range(self.first_layer_number, self.first_layer_number + self.num_layers)
+
+
+def stage_of(config: TransformerConfig, stage: int, virtual_stage: int | None = None) -> PipelineStage:
+    """Say what a stage has.
+
+    Args:
+        config: the model's.
+        stage: rank in the pipeline, from 0.
+        virtual_stage: from 0; `None` only where there are no virtual stages.
+
+    Returns:
+        its layers, and whether it is the model's beginning or its end.
+
+    Raises:
+        ParallelError: there is no such stage or virtual stage, or the stage has several and none is given.
+
+    Example:
+        >>> from transom import TransformerConfig
+        >>> config = TransformerConfig(num_layers=5, hidden_size=4, num_attention_heads=1,
+        ...     pipeline_model_parallel_size=2, num_layers_in_first_pipeline_stage=2)
+        >>> stage_of(config, 1)
+        PipelineStage(first_layer_number=3, num_layers=3, pre_process=False, post_process=True)
+    """
+    first = first_layer_of_stage(config, stage, virtual_stage)
+    chunk = (virtual_stage or 0) * config.pipeline_model_parallel_size + stage
+    return PipelineStage(
+        first_layer_number=first,
+        num_layers=num_layers_of_stage(config, stage, virtual_stage or 0),
+        pre_process=chunk == 0,
+        post_process=chunk == len(layers_of_chunks(config)) - 1,
+    )
 
 
 def _check_stage(config: TransformerConfig, stage: int, virtual_stage: int | None) -> None:

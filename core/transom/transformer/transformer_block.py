@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from transom.errors import ConfigError, InputError
+from transom.transformer.pipeline_layout import stage_of
 from transom.transformer.recompute import LayerRecompute, recomputed
 from transom.transformer.sharding import Offset, ShardedModule, ShardedStateDict
 
@@ -184,18 +185,9 @@ class TransformerBlock(TransformerStack):
         first_layer_number: int = 1,
         tp_group: ProcessGroup | None = None,
     ) -> None:
-        builders = submodules.layers
-        builders = [builders] * config.num_layers if callable(builders) else list(builders)
-        if not builders:
-            raise ConfigError(
-                "a block of no layers cannot be built.",
-                hint="give at least one layer",
-                field="layers",
-                value=[],
-                path="layers",
-                file=None,
-                line=None,
-            )
+        builders = _builders(config, submodules)
+        if not builders and pre_process and post_process:
+            raise _wrong_layers("a block of no layers cannot be built.", "give at least one layer", 0)
         layers: list[Any] = [
             build(config, layer_number=number, tp_group=tp_group)
             for number, build in enumerate(builders, first_layer_number)
@@ -208,6 +200,49 @@ class TransformerBlock(TransformerStack):
         self.pre_process, self.post_process = pre_process, post_process
         self.first_layer_number = first_layer_number
         self.input_tensor: Tensor | None = None
+
+    @classmethod
+    def of_stage(
+        cls,
+        config: TransformerConfig,
+        submodules: TransformerBlockSubmodules,
+        stage: int,
+        virtual_stage: int | None = None,
+        *,
+        post_layer_norm: bool = True,
+        tp_group: ProcessGroup | None = None,
+    ) -> TransformerBlock:
+        """Make the part of a model's block that a pipeline stage has, as the model's config splits it.
+
+        Args:
+            config: the model's; see `transom.transformer.pipeline_layout`.
+            submodules: builders of all the model's layers, of which those of the stage are called, and of its norm.
+            stage: rank in the pipeline, from 0.
+            virtual_stage: from 0; `None` only where there are no virtual stages.
+            post_layer_norm: as in the constructor.
+            tp_group: tensor-parallel process group.
+
+        Returns:
+            the block, which may have no layers; `pre_process` and `post_process` say whether it begins or ends the
+            model.
+
+        Raises:
+            ParallelError: there is no such stage or virtual stage.
+            ConfigError: there is not one builder for each of the model's layers.
+        """
+        part, builders = stage_of(config, stage, virtual_stage), _builders(config, submodules)
+        if len(builders) != config.num_layers:
+            what = f"num_layers is {config.num_layers} and there are {len(builders)} builders of layers."
+            raise _wrong_layers(what, "give those of the whole model: of_stage takes the stage's", len(builders))
+        return cls(
+            config,
+            replace(submodules, layers=[builders[number - 1] for number in part.layer_numbers]),
+            post_layer_norm=post_layer_norm,
+            pre_process=part.pre_process,
+            post_process=part.post_process,
+            first_layer_number=part.first_layer_number,
+            tp_group=tp_group,
+        )
 
     def set_input_tensor(self, input_tensor: Tensor | None) -> None:
         """Give the hidden states ``[b, s, h]`` of the stage before, which the next call starts from."""
@@ -273,3 +308,12 @@ class TransformerBlock(TransformerStack):
             collect=collect,
         )
         return hidden if self.final_layernorm is None else self.final_layernorm(hidden)
+
+
+def _builders(config: TransformerConfig, submodules: TransformerBlockSubmodules) -> list[BoundLayerBuilder]:
+    layers = submodules.layers
+    return [layers] * config.num_layers if callable(layers) else list(layers)
+
+
+def _wrong_layers(what: str, hint: str, number: int) -> ConfigError:
+    return ConfigError(what, hint=hint, field="layers", value=number, path="layers", file=None, line=None)

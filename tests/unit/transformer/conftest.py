@@ -106,16 +106,26 @@ def submodules_of() -> Callable[..., Any]:
 
 
 @pytest.fixture
-def build_block() -> Callable[..., TransformerBlock]:
+def block_submodules() -> Callable[..., TransformerBlockSubmodules]:
+    """Give a function that makes the builders of a block, with a final norm unless told otherwise."""
+
+    def make(config: TransformerConfig, *, others: Any = None, norm: bool = True) -> TransformerBlockSubmodules:
+        request = ArchitectureRequest(context=BuildContext(), config=config)
+        layers = [builder_of(parts.layer(request, i), others) for i in range(1, config.num_layers + 1)]
+        return TransformerBlockSubmodules(layers, TorchNorm if norm else None)
+
+    return make
+
+
+@pytest.fixture
+def build_block(block_submodules: Any) -> Callable[..., TransformerBlock]:
     """Give a function that builds a block, with a final norm unless told otherwise."""
 
     def make(
         config: TransformerConfig, *, seed: int = 0, others: Any = None, norm: bool = True, **arguments: Any
     ) -> Any:
         torch.manual_seed(seed)
-        request = ArchitectureRequest(context=BuildContext(), config=config)
-        layers = [builder_of(parts.layer(request, i), others) for i in range(1, config.num_layers + 1)]
-        block = TransformerBlock(config, TransformerBlockSubmodules(layers, TorchNorm if norm else None), **arguments)
+        block = TransformerBlock(config, block_submodules(config, others=others, norm=norm), **arguments)
         for parameter in block.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
         return block

@@ -11,6 +11,7 @@ from transom.transformer.pipeline_layout import (
     first_layer_of_stage,
     layers_of_chunks,
     num_layers_of_stage,
+    stage_of,
 )
 from transom.transformer.transformer_config import TransformerConfig
 
@@ -59,11 +60,16 @@ def test_stages_have_the_layers_counted_by_hand(whole, expected):
     for virtual_stage, stages in enumerate(expected):
         for stage, layers in enumerate(stages):
             assert num_layers_of_stage(whole, stage, virtual_stage) == len(layers)
+            found = stage_of(whole, stage, virtual_stage)
+            assert list(found.layer_numbers) == layers
+            assert found.pre_process is (stage == virtual_stage == 0)
+            assert found.post_process is (stage == len(stages) - 1 and virtual_stage == len(expected) - 1)
             first = first_layer_of_stage(whole, stage, virtual_stage)
             assert list(range(first, first + len(layers))) == layers
     for stage in range(len(expected[0])):
         assert num_layers_of_stage(whole, stage) == sum(len(stages[stage]) for stages in expected)
         if len(expected) == 1:
+            assert stage_of(whole, stage) == stage_of(whole, stage, 0)
             assert first_layer_of_stage(whole, stage) == first_layer_of_stage(whole, stage, 0)
 
 
@@ -116,12 +122,18 @@ def test_stages_partition_the_layers_in_order(drawn):
             {"stage": 0, "virtual_stage": 3},
         ),
         (
+            lambda c: stage_of(c, 1),
+            "stage 1 has 3 virtual stages, each with a first layer of its own.",
+            {"stage": 1},
+        ),
+        (lambda c: stage_of(c, 2, 0), "there is no pipeline stage 2 of 2.", {"stage": 2}),
+        (
             lambda c: first_layer_of_stage(c, 1),
             "stage 1 has 3 virtual stages, each with a first layer of its own.",
             {"stage": 1},
         ),
     ],
-    ids=["beyond", "negative", "virtual", "which"],
+    ids=["beyond", "negative", "virtual", "which of a stage", "stage beyond", "which"],
 )
 def test_stage_that_is_not_there_is_refused(call, text, data):
     with pytest.raises(ParallelError, match=re.escape(text)) as caught:

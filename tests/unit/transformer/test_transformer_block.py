@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transom.errors import CacheError, ConfigError, InputError
+from transom.errors import CacheError, ConfigError, InputError, ParallelError
 from transom.transformer import _mask_rendering
 from transom.transformer.attention_mask import AttentionMask
 from transom.transformer.kv_cache import StaticKVCache
-from transom.transformer.pipeline_layout import first_layer_of_stage, num_layers_of_stage
 from transom.transformer.recompute import LayerRecompute
 from transom.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules, TransformerStack
 
@@ -286,29 +285,69 @@ def test_sharded_state_numbers_the_layers_over_all_stages(small_config: Any, bui
     assert {name: state[name].key for name in keys} == keys
 
 
-def test_stages_of_a_layout_compute_what_the_whole_block_does(small_config: Any, build_block: Any) -> None:
-    whole = build_block(small_config(num_layers=4))
-    config = small_config(
-        num_layers=4,
-        pipeline_model_parallel_size=2,
-        virtual_pipeline_model_parallel_size=2,
-        pipeline_model_parallel_layout="Et|t|t|tL",
-    )
+PIPELINES: dict[str, tuple[dict[str, Any], list[list[int]]]] = {
+    # the split, and by hand: the layers of each chunk, in the model's order
+    "even": ({}, [[1, 2, 3], [4, 5, 6]]),
+    "uneven first": ({"num_layers_in_first_pipeline_stage": 1}, [[1], [2, 3, 4, 5, 6]]),
+    "uneven last": ({"num_layers_in_last_pipeline_stage": 2}, [[1, 2, 3, 4], [5, 6]]),
+    "virtual": (
+        {"pipeline_model_parallel_size": 3, "virtual_pipeline_model_parallel_size": 2},
+        [[1], [2], [3], [4], [5], [6]],
+    ),
+    "embedding and loss counted": (
+        {"pipeline_model_parallel_size": 4}
+        | {"account_for_embedding_in_pipeline_split": True, "account_for_loss_in_pipeline_split": True},
+        [[1], [2, 3], [4, 5], [6]],
+    ),
+    "layout": ({"pipeline_model_parallel_layout": "Et*4|ttL"}, [[1, 2, 3, 4], [5, 6]]),
+    "layout of virtual stages": (
+        {"virtual_pipeline_model_parallel_size": 2, "pipeline_model_parallel_layout": "Et|tt|(t)*3|L"},
+        [[1], [2, 3], [4, 5, 6], []],
+    ),
+    "embedding alone": ({"pipeline_model_parallel_layout": "E|t*6L"}, [[], [1, 2, 3, 4, 5, 6]]),
+}
+
+
+@pytest.mark.parametrize("split", PIPELINES)
+def test_stages_have_the_layers_counted_by_hand_and_compute_what_the_whole_does(
+    split: str, small_config: Any, build_block: Any, block_submodules: Any
+) -> None:
+    fields, by_hand = PIPELINES[split]
+    whole = build_block(small_config(num_layers=6))
+    config = small_config(**{"num_layers": 6, "pipeline_model_parallel_size": 2} | fields)
+    stages, virtual = config.pipeline_model_parallel_size, config.virtual_pipeline_model_parallel_size
     x = hidden = torch.randn(2, 5, 32)
     state = whole.sharded_state_dict()
-    for virtual_stage in range(2):
-        for stage in range(2):
-            number = first_layer_of_stage(config, stage, virtual_stage)
-            count = num_layers_of_stage(config, stage, virtual_stage)
-            is_first, is_last = number == 1, number + count == 5
-            part = build_block(
-                whole.config.replace(num_layers=count),
-                pre_process=is_first,
-                post_process=is_last,
-                first_layer_number=number,
-            )
-            keys = part.sharded_state_dict()
-            part.load_state_dict({name: state[shard.key].data for name, shard in keys.items()})
-            part.set_input_tensor(None if is_first else hidden)
-            hidden = part(hidden if is_first else None, mask=causal())
+    for chunk, numbers in enumerate(by_hand):
+        virtual_stage = None if virtual is None else chunk // stages
+        part = TransformerBlock.of_stage(config, block_submodules(config), chunk % stages, virtual_stage)
+        is_first, is_last = chunk == 0, chunk == len(by_hand) - 1
+        assert [layer.layer_number for layer in part.layers] == numbers
+        assert (part.pre_process, part.post_process) == (is_first, is_last)
+        assert (part.final_layernorm is not None) is is_last
+        keys = part.sharded_state_dict()
+        part.load_state_dict({name: state[shard.key].data for name, shard in keys.items()})
+        part.set_input_tensor(None if is_first else hidden)
+        hidden = part(hidden if is_first else None, mask=causal())
     assert torch.equal(hidden, whole(x, mask=causal()))
+
+
+def test_stage_calls_the_builders_of_its_own_layers_alone(small_config: Any) -> None:
+    made: list[tuple[str, int]] = []
+
+    def builder(name: str) -> Any:
+        return lambda config, *, layer_number, tp_group: made.append((name, layer_number)) or nn.Identity()
+
+    config = small_config(num_layers=4, pipeline_model_parallel_size=2, num_layers_in_first_pipeline_stage=1)
+    each = TransformerBlockSubmodules([builder(name) for name in "abcd"])
+    TransformerBlock.of_stage(config, each, 1)
+    assert made == [("b", 2), ("c", 3), ("d", 4)]
+
+
+def test_stage_is_refused_when_it_is_not_there_or_layers_are_missing(small_config: Any) -> None:
+    config = small_config(num_layers=4, pipeline_model_parallel_size=2)
+    with pytest.raises(ParallelError, match=r"there is no pipeline stage 2 of 2\."):
+        TransformerBlock.of_stage(config, TransformerBlockSubmodules(nn.Identity), 2)
+    with pytest.raises(ConfigError, match=r"num_layers is 4 and there are 2 builders of layers\.") as caught:
+        TransformerBlock.of_stage(config, TransformerBlockSubmodules([nn.Identity] * 2), 1)
+    assert (caught.value.field, caught.value.value) == ("layers", 2)
