@@ -19,6 +19,7 @@ from transom.testing.subject import Subject, config_for
 
 __all__ = ["cases"]
 
+_WIDE = (2, 1024)
 _KINDS = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}
 
 
@@ -52,6 +53,8 @@ def _calls(kind: str) -> Iterator[_Call]:
     yield _Call(f"{kind}_large", "squares that float16 cannot hold", kind, magnitude=500.0, principal=True)
     yield _Call(f"{kind}_offset", "a mean far from zero", kind, offset=20.0)
     yield _Call(f"{kind}_odd", "a width that is no multiple of anything", kind, shape=(3, 37))
+    yield _Call(f"{kind}_wide", "a width that kernels are made for", kind, shape=_WIDE, principal=True)
+    yield _Call(f"{kind}_wide_zero_centered", "such a width, its scale stored minus one", kind, True, shape=_WIDE)
     yield _Call(f"{kind}_heads", "an input of four dimensions", kind, shape=(2, 3, 4, 16))
     yield _Call(f"{kind}_vector", "an input of one dimension", kind, shape=(64,))
     yield _Call(f"{kind}_strided", "an input whose features are not side by side in memory", kind, transposed=True)
@@ -64,7 +67,7 @@ def cases(subject: Subject) -> Iterator[Case]:
     shows = "it starts with a scale of one and a shift of zero"
     yield Case("contract", "initial", shows, partial(_check_initial, subject), subject.dtype, subject.device)
     kind = next((each for each in _KINDS if each in subject.features), "layernorm")
-    yield from module_cases(subject, _exercise(subject, next(_calls(kind))))
+    yield from module_cases(subject, _exercise(subject, kind))
 
 
 def _agreement(call: _Call) -> Agreement:
@@ -113,10 +116,12 @@ def _expected(call: _Call, state: Tensors, inputs: Tensors) -> Tensors:
 
 
 def _check_initial(subject: Subject) -> None:
-    tried = [call for kind in _KINDS for call in _calls(kind) if call.features <= subject.features][:40]
+    wanted_calls = [(kind, zero) for kind in _KINDS for zero in (False, True)]
+    tried = [_served(subject, kind, zero) for kind, zero in wanted_calls]
+    tried = [call for call in tried if call.features <= subject.features]
     if not tried:
         raise CaseSkipped("it declares no kind of norm")
-    for call in (each for each in tried if each.name in (each.kind, f"{each.kind}_zero_centered")):
+    for call in tried:
         module = _make(call, subject, _request(call, subject.context()))
         wanted = {"weight": 0.0 if call.zero_centered else 1.0} | ({"bias": 0.0} if call.kind == "layernorm" else {})
         found = dict(module.named_parameters())
@@ -127,8 +132,25 @@ def _check_initial(subject: Subject) -> None:
             raise ConformanceError(f"{call.name}: {', '.join(wrong)} does not start at {wanted[wrong[0]]}")
 
 
-def _exercise(subject: Subject, call: _Call) -> Exercise:
+def _served(subject: Subject, kind: str, zero_centered: bool = False) -> _Call:
+    """Give the plainest call, or that of a width that kernels are made for where only such are served."""
+    plain, wide = (
+        next(call for call in _calls(kind) if call.zero_centered is zero_centered and call.shape[-1] == width)
+        for width in (64, _WIDE[-1])
+    )
+    return wide if _is_ok(subject, wide) and not _is_ok(subject, plain) else plain
+
+
+def _is_ok(subject: Subject, call: _Call) -> bool:
+    return subject.verdict(_request(call, subject.context())).ok
+
+
+def _exercise(subject: Subject, kind: str) -> Exercise:
     def make(layer_number: int, device: str | None = None) -> nn.Module:
+        call = _served(subject, kind)
         return _make(call, subject, _request(call, subject.context()), on=device)
 
-    return Exercise(make, partial(_inputs, call), partial(_run, call))
+    def inputs() -> Tensors:
+        return _inputs(_served(subject, kind))
+
+    return Exercise(make, inputs, partial(_run, next(_calls(kind))))
