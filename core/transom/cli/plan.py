@@ -34,6 +34,7 @@ __all__ = ["command"]
         "transom plan my-model.yaml --use core_attention=dot_product --use layers.0.mlp=mlp",
         "transom plan tiny-llama --mode infer --dtype bfloat16 --json",
         "transom plan llama-405b-shape --totals --world tp=8,pp=16,dp=32",
+        "transom plan tiny-llama --world 'pp=2,vpp=2,layout=Et|t|t|t,L'",
         "transom plan tiny-llama --html plan.html",
         "transom plan tiny-llama --locked tiny-llama.lock.json --lock-mode exact",
     ),
@@ -46,7 +47,11 @@ __all__ = ["command"]
 @locked_option
 @lock_mode_option
 @click.option("--totals", "with_columns", is_flag=True, help="Show what each place costs.")
-@click.option("--world", metavar="SIZES", help="Show what each of many ranks has: tp=8,pp=16,dp=32 (and zero=1).")
+@click.option(
+    "--world",
+    metavar="SIZES",
+    help="Show what each of many ranks has: tp=8,pp=16,dp=32 (and zero=1, vpp=2, layout=Et|tt|t,L).",
+)
 @click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Draw the plan on a page of its own.")
 @json_option
 def command(
@@ -71,23 +76,24 @@ def command(
     from transom.specs.page import render_page
     from transom.specs.plan import plan
     from transom.specs.render import render_plan, render_world
-    from transom.specs.world import parse_world, split
+    from transom.specs.world import how_cut, parse_world, split
 
     made = plan(spec, device=device, dtype=dtype, mode=mode, use=use, lock=locked, lock_mode=lock_mode)
     measured = _measured(made)
-    sizes = None if world is None else parse_world(world)
+    sizes = None if world is None else parse_world(world, made.config)
     stages = () if sizes is None else split(made, sizes, measured)
+    cut = {} if sizes is None else how_cut(made.config, sizes)
     if html is not None:
         write_file(html, render_page(made, measured=measured).encode())
         click.echo(f"Drew {made.spec.name} on {html}.", err=as_json)
     if as_json:
-        ranks = {} if sizes is None else {"world": asdict(sizes), "stages": [stage.to_dict() for stage in stages]}
+        ranks = {"world": asdict(sizes), "cut": cut, "stages": [stage.to_dict() for stage in stages]} if sizes else {}
         click.echo(json.dumps(made.to_dict(measured) | ranks, indent=2))
         return
     if html is None:
         click.echo(render_plan(made, measured=measured, with_columns=with_columns))
     if sizes is not None:
-        click.echo(f"\n{render_world(sizes, stages)}")
+        click.echo(f"\n{render_world(sizes, stages, cut)}")
 
 
 def _measured(made: Plan) -> Measured:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -76,26 +77,40 @@ def render_totals(found: Totals) -> str:
     )
 
 
-def render_world(world: World, stages: Sequence[Stage]) -> str:
-    """Draw what a rank of each pipeline stage holds; consecutive stages that are alike are drawn once."""
+def render_world(world: World, stages: Sequence[Stage], cut: Mapping[str, Any]) -> str:
+    """Draw what a rank of each pipeline stage holds; consecutive stages that are alike are drawn once.
+
+    Args:
+        world: how many ranks there are.
+        stages: what each has.
+        cut: the fields of a config that cut the layers like this.
+    """
     rows: list[tuple[str, ...]] = [
         ("stage", "layers", "parameters", "memory", "gradients", "AdamW", "in all", "FLOPs/token", "cache/token")
     ]
-    for _, group in groupby(stages, key=lambda stage: (stage.cost, stage.memory, stage.layers[1] - stage.layers[0])):
+    for _, group in groupby(stages, key=lambda stage: (stage.cost, stage.memory, _sizes(stage))):
         first, *others = list(group)
         last = others[-1] if others else first
-        rows.append((_span(first.number, last.number), _span(first.layers[0], last.layers[1] - 1), *_of_rank(first)))
+        ranges = zip(first.layers, last.layers, strict=True)
+        layers = ", ".join(_span(begin, end - 1) for (begin, _), (_, end) in ranges if end > begin) or "none"
+        rows.append((_span(first.number, last.number), layers, *_of_rank(first)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [_GAP.join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     sizes = f"{world.ranks} ranks: tensor-parallel {world.tp}, pipeline {world.pp}, data-parallel {world.dp}"
     largest = max(stages, key=lambda stage: stage.memory.total)
+    fields = ", ".join(f"{name}: {json.dumps(value)}" for name, value in cut.items())
     return "\n".join(
         [
             f"{sizes}; each has, without activations:",
             *lines,
             f"Largest: {in_bytes(largest.memory.total)} on the ranks of stage {largest.number}",
+            *([f"Cut as by: {fields}"] if fields else []),
         ]
     )
+
+
+def _sizes(stage: Stage) -> list[int]:
+    return [end - begin for begin, end in stage.layers]
 
 
 def _span(first: int, last: int) -> str:

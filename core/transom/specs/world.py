@@ -5,23 +5,34 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
-from transom.errors import ParallelError
+from transom.errors import ConfigError, ParallelError
 from transom.slots.core_attention import CoreAttentionRequest
 from transom.slots.embedding import EmbeddingRequest
 from transom.slots.linear import LinearRequest
 from transom.slots.model import ModelRequest
 from transom.specs.totals import Cost, Measured, Memory, item_size, own_cost
+from transom.transformer.pipeline_layout import layers_of_chunks
 
 if TYPE_CHECKING:
     from transom.specs.node import Node
     from transom.specs.plan import Plan
     from transom.transformer.transformer_config import TransformerConfig
 
-__all__ = ["Stage", "World", "parse_world", "split"]
+__all__ = ["Stage", "World", "how_cut", "parse_world", "pipelined", "split"]
 
+_CUTS: dict[str, Any] = {
+    "num_layers_in_first_pipeline_stage": None,
+    "num_layers_in_last_pipeline_stage": None,
+    "account_for_embedding_in_pipeline_split": False,
+    "account_for_loss_in_pipeline_split": False,
+    "pipeline_model_parallel_layout": None,
+}
+"""Fields of a config that say how layers are cut, where nothing is said."""
+
+_COUNTED = {"account_for_embedding_in_pipeline_split": True, "account_for_loss_in_pipeline_split": True}
 _ZERO = "0: nothing, 1: the optimizer's state, 2: gradients too, 3: parameters too"
 
 
@@ -35,12 +46,23 @@ class World:
         dp: ranks that hold the same and see other data.
         zero: what the data-parallel ranks split among themselves: 0 nothing, 1 the optimizer's state, 2 gradients too,
             3 parameters too.
+        vpp: virtual stages of each pipeline stage.
+        layout: which layers each of them has, as `transom.transformer.pipeline_layout` reads it; `None` = as the
+            config says, or evenly.
     """
 
     tp: int = 1
     pp: int = 1
     dp: int = 1
     zero: int = 0
+    vpp: int = 1
+    layout: str | None = None
+
+    @classmethod
+    def of(cls, config: TransformerConfig) -> World:
+        """Give the sizes that a config has."""
+        virtual = config.virtual_pipeline_model_parallel_size or 1
+        return cls(config.tensor_model_parallel_size, config.pipeline_model_parallel_size, vpp=virtual)
 
     @property
     def ranks(self) -> int:
@@ -54,13 +76,13 @@ class Stage:
 
     Args:
         number: of the stage, from 0.
-        layers: the first and the one after the last of its layers, from 0.
+        layers: of each of its virtual stages, the first and the one after the last of its layers, from 0.
         cost: its parameters, and its part of the FLOPs and of the cache of every token.
         memory: in bytes.
     """
 
     number: int
-    layers: tuple[int, int]
+    layers: tuple[tuple[int, int], ...]
     cost: Cost
     memory: Memory
 
@@ -68,7 +90,7 @@ class Stage:
         """Give it as plain data."""
         return {
             "stage": self.number,
-            "layers": list(self.layers),
+            "layers": [list(each) for each in self.layers],
             "parameters": self.cost.parameters,
             "flops_per_token": self.cost.flops,
             "kv_cache_bytes_per_token": self.cost.kv_bytes,
@@ -76,8 +98,12 @@ class Stage:
         }
 
 
-def parse_world(text: str) -> World:
-    """Read ``tp=8,pp=16,dp=32,zero=1``; what is not given is 1, and zero is 0.
+def parse_world(text: str, config: TransformerConfig | None = None) -> World:
+    """Read ``tp=8,pp=16,dp=32,zero=1``, and ``vpp=2,layout=Et*3|(tt|)*14,L``; a layout comes last.
+
+    Args:
+        text: sizes; what is not given is the config's, or 1, and zero is 0.
+        config: of the model; `None` = one without parallelism.
 
     Raises:
         ParallelError: another word, or a number that cannot be.
@@ -86,8 +112,10 @@ def parse_world(text: str) -> World:
         >>> parse_world("tp=8,pp=16").ranks
         128
     """
+    numbers, has_layout, layout = text.partition("layout=")
     sizes: dict[str, int] = {}
-    for piece in text.split(","):
+    pieces = numbers.strip().removesuffix(",").split(",")
+    for piece in pieces if numbers.strip() or not has_layout else ():
         name, _, number = (word.strip() for word in piece.partition("="))
         if name not in World.__dataclass_fields__:
             raise _error(f"{piece.strip()!r} is no size of a world.", "tp=8,pp=16,dp=32,zero=1")
@@ -98,7 +126,51 @@ def parse_world(text: str) -> World:
         sizes[name] = int(number)
     if sizes.get("zero", 0) > 3:
         raise _error(f"zero is {sizes['zero']}.", _ZERO)
-    return World(**sizes)
+    known = World() if config is None else World.of(config)
+    return replace(known, **sizes, layout=layout.strip() if has_layout else None)
+
+
+def pipelined(config: TransformerConfig, world: World) -> TransformerConfig:
+    """Give the config under which the stages of a world would be built.
+
+    It is the model's own where that has these stages. Where nothing says how to cut the layers and they do not divide,
+    the embedding and the loss count as a layer each.
+
+    Args:
+        config: of the model.
+        world: how many stages there are.
+
+    Raises:
+        ParallelError: the layers cannot be cut like this.
+    """
+    if world.layout is None and replace(World.of(config), tp=world.tp, dp=world.dp, zero=world.zero) == world:
+        return config
+    virtual = world.vpp if world.vpp > 1 else None
+    sizes = {"pipeline_model_parallel_size": world.pp, "virtual_pipeline_model_parallel_size": virtual}
+    told = {name: getattr(config, name) for name in _CUTS if getattr(config, name)}
+    if world.layout is not None or world.pp == 1:
+        told = {} if world.layout is None else {"pipeline_model_parallel_layout": world.layout}
+    ways = [{**_CUTS, **told}] if told or world.pp == 1 else [dict(_CUTS), {**_CUTS, **_COUNTED}]
+    errors = []
+    for way in ways:
+        try:
+            return config.replace(**sizes, **way)
+        except ConfigError as error:
+            errors.append(error)
+    hint = "another pp or vpp, or layout=, for instance pp=3,layout=Et*3|t*4|t*3,L"
+    raise _error(errors[0].what, hint) from errors[0]
+
+
+def how_cut(config: TransformerConfig, world: World) -> dict[str, Any]:
+    """Give the fields of a config that cut the layers like this.
+
+    Raises:
+        ParallelError: as `pipelined`.
+    """
+    made = pipelined(config, world)
+    names = ("pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size", *_CUTS)
+    found = {name: getattr(made, name) for name in names}
+    return {name: value for name, value in found.items() if value is True or value not in (None, False, 1)}
 
 
 def split(plan: Plan, world: World, measured: Measured | None = None) -> tuple[Stage, ...]:
@@ -117,23 +189,23 @@ def split(plan: Plan, world: World, measured: Measured | None = None) -> tuple[S
         one entry a stage.
 
     Raises:
-        ParallelError: something does not divide over the ranks.
+        ParallelError: something does not divide over the ranks, or the layers cannot be cut like this.
     """
     shares = _Shares(plan.spec.max_sequence_length, world.tp, measured or {})
     before, layers, after = _places(plan.root)
     costs = [shares.of(layer)[1] for layer in layers]
-    ends = list(accumulate(_layer_counts(len(layers), plan.config, world.pp), initial=0))
+    chunks = list(pairwise(accumulate(layers_of_chunks(pipelined(plan.config, world)), initial=0)))
     stages = []
     for number in range(world.pp):
-        first, last = ends[number], ends[number + 1]
-        cost = sum(costs[first:last], Cost())
+        own = tuple(chunks[number :: world.pp])
+        cost = sum((cost for first, last in own for cost in costs[first:last]), Cost())
         if number == 0:
             cost = sum((shares.of(node)[1] for node in before), cost)
         if number == world.pp - 1:
             cost = sum((shares.of(node)[1] for node in after), cost) + shares.own(plan.root)[1]
             cost += _copies(plan.root, before, shares, world)
         memory = _memory(Memory.of(cost.parameters, plan.context.dtype, plan.context.mode), world, plan.context.dtype)
-        stages.append(Stage(number, (first, last), cost, memory))
+        stages.append(Stage(number, own, cost, memory))
     return tuple(stages)
 
 
@@ -149,39 +221,6 @@ def _places(root: Node) -> tuple[list[Node], list[Node], list[Node]]:
         else:
             (after if layers else before).extend(nodes)
     return before, layers, after
-
-
-def _layer_counts(layers: int, config: TransformerConfig, stages: int) -> list[int]:
-    first, last = config.num_layers_in_first_pipeline_stage, config.num_layers_in_last_pipeline_stage
-    if stages > layers:
-        raise _error(f"{layers} layers do not fill {stages} pipeline stages.", f"pp={layers} or less")
-    if stages > 1 and (first is not None or last is not None):
-        return _around(layers, first, last, stages)
-    ends = [config.account_for_embedding_in_pipeline_split, config.account_for_loss_in_pipeline_split]
-    if layers % stages == 0 and not any(ends):
-        return [layers // stages] * stages
-    if not any(ends):
-        ends = [True, True]
-    size, more = divmod(layers + sum(ends), stages)
-    counts = [size] * stages
-    for number in [0, stages - 1, *range(1, stages - 1)][:more]:  # the ends first, or one might have no layer
-        counts[number] += 1
-    counts[0] -= ends[0]
-    counts[-1] -= ends[1]
-    return counts
-
-
-def _around(layers: int, first: int | None, last: int | None, stages: int) -> list[int]:
-    """Spread what the first and the last stage leave evenly over the others."""
-    others = stages - (first is not None) - (last is not None)
-    rest = layers - (first or 0) - (last or 0)
-    if rest < 0 or (rest % others if others else rest):
-        what = (
-            f"{rest} layers do not divide over {others} pipeline stages, beside those of the first and the last stage."
-        )
-        raise _error(what, "another pp, or num_layers_in_first_pipeline_stage and num_layers_in_last_pipeline_stage")
-    middle = [rest // others] * others if others else []
-    return [*([] if first is None else [first]), *middle, *([] if last is None else [last])]
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,12 @@ def test_plan_tells_what_is_wrong(capsys, args, error):
     assert capsys.readouterr().err.startswith(error)
 
 
+@pytest.mark.parametrize("use", ["nrom=torch_norm", "norm=torch_nrm", "norm=a | a", "layers.9.mlp=mlp"])
+def test_plan_quotes_the_option_that_is_wrong(capsys, use):
+    assert main(["plan", "tiny-llama", "--use", use]) == 2
+    assert f"\n  Asked by:   --use {use}\n" in capsys.readouterr().err
+
+
 def test_plan_shows_what_each_place_costs_when_asked(capsys):
     main(["plan", "tiny-llama", "--totals"])
     assert capsys.readouterr().out == f"{render_plan(plan('tiny-llama'), with_columns=True)}\n"
@@ -86,14 +92,19 @@ def test_plan_shows_what_each_of_many_ranks_has(capsys):
     assert "4096 ranks: tensor-parallel 8, pipeline 16, data-parallel 32" in out
     assert main(["plan", "llama-405b-shape", "--world", "tp=8,pp=16,dp=32", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
-    assert data["world"] == {"tp": 8, "pp": 16, "dp": 32, "zero": 0}
-    assert [stage["layers"] for stage in data["stages"]][:2] == [[0, 7], [7, 15]]
+    assert data["world"] == {"tp": 8, "pp": 16, "dp": 32, "zero": 0, "vpp": 1, "layout": None}
+    assert data["cut"] == {
+        "pipeline_model_parallel_size": 16,
+        "account_for_embedding_in_pipeline_split": True,
+        "account_for_loss_in_pipeline_split": True,
+    }
+    assert [stage["layers"] for stage in data["stages"]][:2] == [[[0, 7]], [[7, 15]]]
     assert data["stages"][1]["parameters"] == 8 * (16384 * (18432 + 16384 + 3 * 53248) // 8 + 2 * 16384)
 
 
 def test_plan_refuses_a_world_that_does_not_fit(capsys):
     assert main(["plan", "tiny-llama", "--world", "pp=9"]) == 2
-    assert capsys.readouterr().err.startswith("ParallelError: 4 layers do not fill 9 pipeline stages.")
+    assert "do not divide over 9 pipeline chunks.\n  Asked by:   --world\n" in capsys.readouterr().err
 
 
 def test_plan_draws_a_page(tmp_path, capsys):

@@ -8,8 +8,9 @@ from transom.errors import ParallelError
 from transom.models.decoder_assembly import assemble_decoder
 from transom.specs.plan import plan
 from transom.specs.render import render_world
-from transom.specs.totals import Cost, Memory, totals
-from transom.specs.world import World, parse_world, split
+from transom.specs.totals import Cost, Memory, costs, totals
+from transom.specs.world import World, how_cut, parse_world, pipelined, split
+from transom.transformer.pipeline_layout import num_layers_of_stage
 
 CONFIG = {
     "num_layers": 6,
@@ -41,7 +42,7 @@ def test_one_rank_has_everything(shared):
     made = make(shared=shared)
     (stage,) = split(made, World())
     assert (stage.cost, stage.memory) == (totals(made).cost, totals(made).memory)
-    assert stage.layers == (0, 6)
+    assert stage.layers == ((0, 6),)
 
 
 def test_tensor_parallel_rank_has_its_part_of_matrices_and_heads_and_whole_norms():
@@ -58,7 +59,7 @@ def test_tensor_parallel_rank_has_its_part_of_matrices_and_heads_and_whole_norms
 def test_stages_of_a_pipeline_have_the_model_between_them():
     made = make()
     stages = split(made, World(pp=3))
-    assert [stage.layers for stage in stages] == [(0, 2), (2, 4), (4, 6)]
+    assert [stage.layers for stage in stages] == [((0, 2),), ((2, 4),), ((4, 6),)]
     assert sum((stage.cost for stage in stages), Cost()) == totals(made).cost
     embedding, output, norm = 40 * 32, 40 * 32, 2 * 32
     middle = stages[1].cost.parameters
@@ -95,7 +96,6 @@ def test_data_parallel_ranks_split_what_zero_says(zero, parts):
         (6, 3, {}, [2, 2, 2]),
         (6, 4, {}, [1, 2, 2, 1]),
         (7, 3, {}, [2, 3, 2]),
-        (5, 4, {}, [1, 2, 1, 1]),
         (6, 2, {"account_for_embedding_in_pipeline_split": True, "num_layers": 7}, [3, 4]),
         (6, 3, {"num_layers_in_first_pipeline_stage": 2, "num_layers_in_last_pipeline_stage": 1}, [2, 3, 1]),
         (6, 2, {"num_layers_in_first_pipeline_stage": 4}, [4, 2]),
@@ -105,12 +105,61 @@ def test_data_parallel_ranks_split_what_zero_says(zero, parts):
 def test_layers_are_spread_over_stages(layers, stages, config, counts):
     size = {} if not config else {"pipeline_model_parallel_size": stages}
     made = make(**{"num_layers": layers} | size | config)
-    assert [last - first for first, last in (stage.layers for stage in split(made, World(pp=stages)))] == counts
+    assert [last - first for stage in split(made, World(pp=stages)) for first, last in stage.layers] == counts
+    cut = made.config.replace(**how_cut(made.config, World(pp=stages)))
+    assert [num_layers_of_stage(cut, stage) for stage in range(stages)] == counts
+
+
+def test_layers_that_divide_in_no_way_are_refused():
+    with pytest.raises(ParallelError, match=r"5 layers .* do not divide over 4 pipeline chunks") as caught:
+        split(make(num_layers=5), World(pp=4))
+    assert caught.value.hint == "another pp or vpp, or layout=, for instance pp=3,layout=Et*3|t*4|t*3,L"
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [
+        ("pp=2,vpp=3", [[0, 2, 4], [1, 3, 5]]),
+        ("pp=3,layout=Et|ttt|tt,L", [[0], [1, 2, 3], [4, 5]]),
+        ("pp=2,vpp=2,layout=E|tt|ttt|t,L", [[2, 3, 4], [0, 1, 5]]),
+        ("pp=3,layout=Et*6||L", [[0, 1, 2, 3, 4, 5], [], []]),
+    ],
+)
+def test_stages_are_those_that_would_be_built(text, layers):
+    made = make()
+    world = parse_world(text, made.config)
+    stages = split(made, world)
+    assert [[i for first, last in stage.layers for i in range(first, last)] for stage in stages] == layers
+    each = made.root.parts["layers"]
+    cost = costs(made)
+    ends = {0: cost["embedding.word_embeddings"], len(layers) - 1: cost["final_layernorm"] + cost["output_layer"]}
+    assert len(each) == 6
+    for stage, own in zip(stages, layers, strict=True):
+        expected = sum((cost[f"layers.{i}"] for i in own), ends.get(stage.number, Cost()))
+        assert (stage.cost.parameters, stage.cost.kv_bytes) == (expected.parameters, expected.kv_bytes)
+
+
+def test_config_s_own_stages_are_taken_where_the_world_is_of_its_size():
+    layout = "Et|t|tttt|L"
+    sizes = {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}
+    made = make(**sizes, pipeline_model_parallel_layout=layout)
+    world = parse_world("dp=4", made.config)
+    assert world == World(pp=2, dp=4, vpp=2)
+    assert pipelined(made.config, world) is made.config
+    assert [stage.layers for stage in split(made, world)] == [((0, 1), (2, 6)), ((1, 2), (6, 6))]
+    assert how_cut(made.config, world) == sizes | {"pipeline_model_parallel_layout": layout}
+    assert how_cut(made.config, World()) == {}
+
+
+def test_world_s_layout_replaces_what_the_config_says():
+    made = make(pipeline_model_parallel_size=2, num_layers_in_first_pipeline_stage=4)
+    world = parse_world("layout=Et|tttttL", made.config)
+    assert [stage.layers for stage in split(made, world)] == [((0, 1),), ((1, 6),)]
 
 
 def test_llama_405b_is_split_as_it_was_trained():
     stages = split(plan("llama-405b-shape"), World(tp=8, pp=16, dp=128))
-    assert [last - first for first, last in (stage.layers for stage in stages)] == [7, *[8] * 14, 7]
+    assert [last - first for stage in stages for first, last in stage.layers] == [7, *[8] * 14, 7]
 
 
 def test_places_that_are_not_told_are_whole_on_each_rank(fakes, make_spec):
@@ -129,7 +178,12 @@ def test_places_that_are_not_told_are_whole_on_each_rank(fakes, make_spec):
 @pytest.mark.parametrize(
     ("config", "world", "what", "hint"),
     [
-        ({}, World(pp=7), "6 layers do not fill 7 pipeline stages.", "pp=6 or less"),
+        (
+            {},
+            World(pp=7),
+            "num_layers is 6; 6 layers (embedding and loss counted as asked) do not divide over 7 pipeline chunks.",
+            "another pp or vpp, or layout=, for instance pp=3,layout=Et*3|t*4|t*3,L",
+        ),
         (
             {"num_query_groups": 2},
             World(tp=4),
@@ -152,8 +206,8 @@ def test_places_that_are_not_told_are_whole_on_each_rank(fakes, make_spec):
         (
             {"num_layers_in_first_pipeline_stage": 2, "pipeline_model_parallel_size": 2},
             World(pp=4),
-            "4 layers do not divide over 3 pipeline stages, beside those of the first and the last stage.",
-            "another pp, or num_layers_in_first_pipeline_stage and num_layers_in_last_pipeline_stage",
+            "num_layers is 6; 4 layers (embedding and loss counted as asked) do not divide over 3 pipeline chunks.",
+            "another pp or vpp, or layout=, for instance pp=3,layout=Et*3|t*4|t*3,L",
         ),
     ],
 )
@@ -183,6 +237,8 @@ def test_vocabulary_that_does_not_divide_is_refused():
         ("tp=8,pp=16,dp=32", World(8, 16, 32)),
         (" pp = 2 ", World(pp=2)),
         ("tp=1,zero=3,dp=4", World(dp=4, zero=3)),
+        ("pp=2,layout=Et|t,L", World(pp=2, layout="Et|t,L")),
+        ("pp=2,vpp=2, layout= Et*2|t|t|L ", World(pp=2, vpp=2, layout="Et*2|t|t|L")),
     ],
 )
 def test_parse_world_reads_sizes(text, world):
@@ -211,12 +267,21 @@ def test_parse_world_refuses_what_is_no_world(text, what):
 
 def test_world_is_drawn_with_a_row_for_stages_that_are_alike():
     made = transom.plan("tiny-llama")
-    lines = render_world(World(pp=4, dp=2), split(made, World(pp=4, dp=2))).splitlines()
+    lines = render_world(World(pp=4, dp=2), split(made, World(pp=4, dp=2)), {"a": "x", "b": True}).splitlines()
     assert lines[0] == "8 ranks: tensor-parallel 1, pipeline 4, data-parallel 2; each has, without activations:"
-    assert [line.split()[0] for line in lines[2:-1]] == ["0", "1", "3"]
+    assert [line.split()[0] for line in lines[2:-2]] == ["0", "1", "3"]
     assert lines[3].split()[:5] == ["1", "to", "2", "1", "to"]
-    assert lines[-1].startswith("Largest: ")
-    assert lines[-1].endswith(" on the ranks of stage 3")
+    assert lines[-2].startswith("Largest: ")
+    assert lines[-2].endswith(" on the ranks of stage 3")
+    assert lines[-1] == 'Cut as by: a: "x", b: true'
+
+
+def test_world_is_drawn_with_the_layers_of_every_virtual_stage():
+    made = transom.plan("tiny-llama")
+    world = World(pp=2, vpp=2, layout="Ett|t|t|L")
+    lines = render_world(world, split(made, world), {}).splitlines()
+    assert " 0 to 1, 3 " in lines[2]
+    assert lines[3].split()[:2] == ["1", "2"]
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
