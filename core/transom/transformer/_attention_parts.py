@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transom.errors import ConfigError, ParallelError
+from transom.transformer.collectives import Ranks, copy_to_ranks
+from transom.transformer.split_random import drawn_apart
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -19,6 +24,8 @@ if TYPE_CHECKING:
     from transom.transformer.transformer_config import TransformerConfig
 
 __all__ = [
+    "Drawing",
+    "SharedGroup",
     "UnitNorm",
     "check_ranks",
     "make_column",
@@ -88,18 +95,77 @@ def _missing_part(places: str, field: str, value: object) -> ConfigError:
     )
 
 
-def check_ranks(config: TransformerConfig, tp_group: ProcessGroup | None) -> int:
-    """Refuse a tensor-parallel group over which the groups of heads cannot be split; return its size."""
-    ranks = 1 if tp_group is None else tp_group.size()
-    groups = config.num_query_groups
-    if groups % ranks:
+def check_ranks(config: TransformerConfig, tp_group: ProcessGroup | None) -> Ranks:
+    """Refuse a tensor-parallel group over which the groups of heads cannot be split or shared; describe it."""
+    ranks = Ranks.of(tp_group)
+    groups, heads = config.num_query_groups, config.num_attention_heads
+    if (groups % ranks.size and ranks.size % groups) or heads % ranks.size:
         raise ParallelError(
-            f"{groups} key/value heads cannot be split over {ranks} tensor-parallel ranks.",
-            hint="choose a tensor_model_parallel_size that divides num_query_groups",
+            f"{heads} query heads in {groups} groups cannot be split over {ranks.size} ranks.",
+            hint="a number that divides num_attention_heads, and that divides num_query_groups or is a multiple of it",
             groups=groups,
-            ranks=ranks,
+            heads=heads,
+            ranks=ranks.size,
         )
     return ranks
+
+
+@dataclass(frozen=True)
+class SharedGroup:
+    """The place of a rank among more ranks than there are groups of heads.
+
+    Each key/value head is then on several ranks, and each of these has a part of its queries. Weights are split evenly
+    all the same: the projections are gathered and each rank picks what it needs.
+
+    Args:
+        ranks: p of them, a multiple of the number of groups.
+        index: of this rank's group.
+        part: which of the group's parts is this rank's.
+        parts: over how many ranks a group's queries are split.
+
+    Example:
+        >>> SharedGroup.of(Ranks("", 4, 3), groups=2)
+        SharedGroup(ranks=Ranks(name='', size=4, rank=3), index=1, part=1, parts=2)
+    """
+
+    ranks: Ranks
+    index: int
+    part: int
+    parts: int
+
+    @classmethod
+    def of(cls, ranks: Ranks, groups: int) -> SharedGroup | None:
+        """Say where a rank stands; `None` where no group is on several ranks."""
+        parts = ranks.size // groups
+        return cls(ranks, *divmod(ranks.rank, parts), parts) if parts > 1 else None
+
+    def copied(self, projected: Tensor) -> Tensor:
+        """Hand the gathered projections to ranks that pick different parts of them: their gradients add up."""
+        return copy_to_ranks(projected, self.ranks)
+
+    def pick(self, heads: Tensor) -> Tensor:
+        """Of all groups' heads ``[b, s, g, m, d]`` pick this rank's: ``[b, s, 1, m/parts, d]``, or m of 1 whole."""
+        own = heads[:, :, self.index : self.index + 1]
+        width = own.shape[3] // self.parts
+        return own.narrow(3, self.part * width, width) if width else own
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How attention draws its dropout: each rank its own where they have other heads.
+
+    Args:
+        ranks: that share the heads.
+        dropout: of attention weights.
+    """
+
+    ranks: Ranks
+    dropout: float
+
+    def __call__(self, device: torch.device, training: bool) -> AbstractContextManager[None]:
+        """Give the context to attend in."""
+        apart = training and self.dropout > 0 and self.ranks.size > 1
+        return drawn_apart(self.ranks, device) if apart else nullcontext()
 
 
 def make_column(
@@ -110,6 +176,7 @@ def make_column(
     bias: bool,
     name: str,
     tp_group: ProcessGroup | None,
+    gather_output: bool = False,
 ) -> Linear:
     """Make a projection out of the residual stream."""
     return builder(
@@ -117,7 +184,7 @@ def make_column(
         output_size,
         config=config,
         init_method=config.init_method,
-        gather_output=False,
+        gather_output=gather_output,
         bias=bias,
         skip_bias_add=False,
         is_expert=False,

@@ -11,6 +11,8 @@ from torch import Tensor
 from transom.errors import InputError
 from transom.transformer import parts
 from transom.transformer._attention_parts import (
+    Drawing,
+    SharedGroup,
     check_ranks,
     make_column,
     make_proj,
@@ -113,7 +115,9 @@ class SelfAttention(Module):
         super().__init__(config)
         ranks = check_ranks(config, tp_group)
         self.layer_number = layer_number
-        self.num_query_groups = config.num_query_groups // ranks
+        self.shared = SharedGroup.of(ranks, config.num_query_groups)
+        self.drawing = Drawing(ranks, config.attention_dropout)
+        self.num_query_groups = max(1, config.num_query_groups // ranks.size)
         self.is_causal = attn_mask_type in (AttnMaskType.causal, AttnMaskType.padding_causal)
         self.head_size = config.kv_channels
         queries = config.num_attention_heads // config.num_query_groups
@@ -126,6 +130,7 @@ class SelfAttention(Module):
             bias=config.add_bias_linear or config.add_qkv_bias,
             name="qkv",
             tp_group=tp_group,
+            gather_output=self.shared is not None,
         )
         self.q_layernorm, self.k_layernorm = make_query_key_norms(config, submodules)
         self.norm_first = config.qk_norm_before_rope
@@ -184,7 +189,7 @@ class SelfAttention(Module):
             key, value, lengths = cache.update(key, value, positions)  # type: ignore[arg-type]
             assert positions is not None
             mask = (AttentionMask() if mask is None else mask).for_cache(positions, lengths, key.shape[1])
-        attended = self._attend(query, key, value, mask).flatten(2)  # [b, s, n, d] -> [b, s, n·d]
+        attended = _attend(self, query, key, value, mask).flatten(2)  # [b, s, n, d] -> [b, s, n·d]
         if gate:
             attended = attended * gate[0].flatten(2).sigmoid()
         return self.linear_proj(attended)  # -> [b, s, h]
@@ -198,8 +203,10 @@ class SelfAttention(Module):
         """Project to queries (and gates) ``[b, s, n, d]``, keys and values ``[b, s, g, d]``."""
         mixed, _ = self.linear_qkv(hidden_states)
         b, s, _ = mixed.shape
-        mixed = mixed.view(b, s, self.num_query_groups, -1, self.head_size)  # [b, s, g, n/g (+ n/g) + 2, d]
-        return [heads.flatten(2, 3) for heads in mixed.split_with_sizes(self.group, dim=3)]
+        mixed = mixed if self.shared is None else self.shared.copied(mixed)
+        mixed = mixed.view(b, s, -1, sum(self.group), self.head_size)  # [b, s, g, n/g (+ n/g) + 2, d]
+        kinds = mixed.split_with_sizes(self.group, dim=3)
+        return [(kind if self.shared is None else self.shared.pick(kind)).flatten(2, 3) for kind in kinds]
 
     def _prepare(self, query: Tensor, key: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
         """Norm and rotate, in the config's order."""
@@ -216,11 +223,6 @@ class SelfAttention(Module):
             normed_query, normed_key = self.q_layernorm(query.flatten(2)), self.k_layernorm(key.flatten(2))
             return normed_query.view_as(query), normed_key.view_as(key)
         return self.q_layernorm(query), self.k_layernorm(key)
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask | None) -> Tensor:
-        if self.recomputes_core and self.training:
-            return recomputed(self.core_attention, query, key, value, mask=mask)
-        return self.core_attention(query, key, value, mask=mask)
 
 
 @dataclass(frozen=True)
@@ -271,7 +273,9 @@ class CrossAttention(Module):
         tp_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(config)
-        check_ranks(config, tp_group)
+        ranks = check_ranks(config, tp_group)
+        self.shared = SharedGroup.of(ranks, config.num_query_groups)
+        self.drawing = Drawing(ranks, config.attention_dropout)
         n, g, d = config.num_attention_heads, config.num_query_groups, config.kv_channels
         self.layer_number = layer_number
         self.is_causal = attn_mask_type in (AttnMaskType.causal, AttnMaskType.padding_causal)
@@ -280,7 +284,13 @@ class CrossAttention(Module):
             submodules.linear_q, config, n * d, bias=config.add_bias_linear, name="q", tp_group=tp_group
         )
         self.linear_kv = make_column(
-            submodules.linear_kv, config, 2 * g * d, bias=config.add_bias_linear, name="kv", tp_group=tp_group
+            submodules.linear_kv,
+            config,
+            2 * g * d,
+            bias=config.add_bias_linear,
+            name="kv",
+            tp_group=tp_group,
+            gather_output=self.shared is not None,
         )
         self.core_attention = submodules.core_attention(
             config, layer_number=layer_number, softmax_scale=config.softmax_scale
@@ -333,16 +343,15 @@ class CrossAttention(Module):
                 "cross-attention has nothing to read.",
                 hint="pass key_value_states, or the context of the layer",
             )
-        if self.recomputes_core and self.training:
-            attended = recomputed(self.core_attention, query, key, value, mask=mask)
-        else:
-            attended = self.core_attention(query, key, value, mask=mask)
+        attended = _attend(self, query, key, value, mask)
         return self.linear_proj(attended.flatten(2))  # [b, s, n, d] -> [b, s, h]
 
     def _read(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Project what is read, ``[b, t, h]``, to keys and values ``[b, t, g, d]``."""
         mixed, _ = self.linear_kv(states)
+        mixed = mixed if self.shared is None else self.shared.copied(mixed)
         mixed = mixed.view(*mixed.shape[:2], -1, 2 * self.head_size)  # [b, t, 2·g·d] -> [b, t, g, 2·d]
+        mixed = mixed if self.shared is None else mixed.narrow(2, self.shared.index, 1)
         key, value = mixed.chunk(2, dim=-1)
         return key, value
 
@@ -351,6 +360,15 @@ class CrossAttention(Module):
         self.linear_proj.backward_dw()
         self.linear_kv.backward_dw()
         self.linear_q.backward_dw()
+
+
+def _attend(
+    attention: SelfAttention | CrossAttention, query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask | None
+) -> Tensor:
+    with attention.drawing(query.device, attention.training):
+        if attention.recomputes_core and attention.training:
+            return recomputed(attention.core_attention, query, key, value, mask=mask)
+        return attention.core_attention(query, key, value, mask=mask)
 
 
 def _and_causal(mask: AttentionMask | None) -> AttentionMask:

@@ -170,7 +170,7 @@ def core_attention(request: ArchitectureRequest, layer_number: int, *, cross: bo
         context=request.context,
         features=frozenset(masks) | _when(optional),
         num_attention_heads=heads // ranks,
-        num_query_groups=groups // ranks,
+        num_query_groups=max(1, groups // ranks),
         head_size=config.kv_channels,
         value_head_size=config.kv_channels,
         window=window,

@@ -285,9 +285,11 @@ def test_projections_start_as_the_config_says(slot: str, cls: Any, small_config:
 
 @pytest.mark.parametrize("cls", [SelfAttention, CrossAttention])
 def test_attention_refuses_ranks_when_groups_cannot_be_split(cls: Any, small_config: Any) -> None:
-    with pytest.raises(ParallelError, match="2 key/value heads cannot be split over 4 tensor-parallel ranks") as caught:
-        cls(small_config(num_query_groups=2), SimpleNamespace(), 1, tp_group=SimpleNamespace(size=lambda: 4))
-    assert (caught.value.groups, caught.value.ranks) == (2, 4)
+    group = SimpleNamespace(size=lambda: 3, rank=lambda: 0, group_name="g")
+    with pytest.raises(ParallelError, match="4 query heads in 2 groups cannot be split over 3 ranks") as caught:
+        cls(small_config(num_attention_heads=4, num_query_groups=2), SimpleNamespace(), 1, tp_group=group)
+    assert (caught.value.groups, caught.value.heads, caught.value.ranks) == (2, 4, 3)
+    assert "divides num_query_groups or is a multiple of it" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ IMPOSSIBLE = [
         {"tensor_model_parallel_size": 2, "num_query_groups": 3},
         "tensor_model_parallel_size",
         2,
-        "a divisor of num_query_groups (3) is needed",
+        "a divisor or a multiple of num_query_groups (3) is needed",
     ),
     (
         {"tensor_model_parallel_size": 2, "ffn_hidden_size": 97},
