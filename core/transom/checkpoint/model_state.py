@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from transom.checkpoint.module_layout import from_canonical, own_tensors, to_canonical
 from transom.errors import CheckpointError
 
-__all__ = ["model_tensors", "put_tensors", "weights_to_put"]
+__all__ = ["misfits", "mismatch", "model_tensors", "put_tensors", "tensors_to_put", "weights_to_put"]
 
 
 def model_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -19,12 +20,13 @@ def model_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
         model: any module.
 
     Returns:
-        the tensors by name, each stored once; and for every further name of one of them, the name that it stands under.
+        the tensors by canonical name, each stored once; and for every further name of one of them, the name that it
+        stands under.
     """
     tensors: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     owners: dict[tuple[object, ...], str] = {}
-    for name, tensor in _named(model).items():
+    for name, tensor in to_canonical(model, own_tensors(model)).items():
         owner = owners.setdefault(_identity(name, tensor), name)
         if owner == name:
             tensors[name] = tensor
@@ -35,12 +37,12 @@ def model_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def weights_to_put(
     model: nn.Module, stored: Mapping[str, Tensor], tied: Mapping[str, str], *, source: str
-) -> list[tuple[Tensor, Tensor]]:
+) -> Iterable[tuple[Tensor, Tensor]]:
     """Match stored tensors with those of a model, completely or not at all.
 
     Args:
         model: the model they are for.
-        stored: tensors by name.
+        stored: tensors by canonical name.
         tied: further names of stored tensors.
         source: where they come from, for the error.
 
@@ -51,12 +53,13 @@ def weights_to_put(
         CheckpointError: tensors are missing, left over or of another shape or kind; it lists them all.
     """
     given = dict(stored) | {name: stored[owner] for name, owner in tied.items() if owner in stored}
-    wanted = _named(model)
+    own = own_tensors(model)
+    wanted = to_canonical(model, {name: tensor.to("meta") for name, tensor in own.items()})
     problems = [f"{name} is missing" for name in wanted if name not in given]
     problems += [f"{name} has no place in the model" for name in given if name not in wanted]
     for name in wanted.keys() & given.keys():
-        problems += _misfits(name, wanted[name], given[name])
-    owned, same = model_tensors(model)
+        problems += misfits(name, wanted[name], given[name])
+    _, same = model_tensors(model)
     problems += [
         f"{name} and {owner} are one parameter of the model, and two in the checkpoint"
         for name, owner in same.items()
@@ -64,32 +67,45 @@ def weights_to_put(
     ]
     if problems:
         raise mismatch(source, "the weights are not this model's", problems)
-    return [(tensor, given[name]) for name, tensor in owned.items()]
+    return tensors_to_put(model, given)
 
 
-def put_tensors(pairs: list[tuple[Tensor, Tensor]]) -> None:
+def tensors_to_put(model: nn.Module, canonical: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Give each of a model's tensors, once, and what belongs there, which is looked up when it is its turn.
+
+    Args:
+        model: the model they are for.
+        canonical: a tensor that fits for every canonical name of the model.
+
+    Returns:
+        pairs for `put_tensors`.
+    """
+    fitting = from_canonical(model, canonical)
+    once: dict[tuple[object, ...], tuple[str, Tensor]] = {}
+    for name, tensor in own_tensors(model).items():
+        once.setdefault(_identity(name, tensor), (name, tensor))
+    return ((tensor, fitting[name]) for name, tensor in once.values())
+
+
+def put_tensors(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
     """Copy each pair's second tensor into its first."""
     with torch.no_grad():
         for place, value in pairs:
             place.copy_(value)
 
 
-def mismatch(source: str, what: str, problems: list[str]) -> CheckpointError:
+def mismatch(
+    source: str, what: str, problems: list[str], *, hint: str = "build the model from the checkpoint's own spec"
+) -> CheckpointError:
     """Make the one error that lists everything that does not fit."""
     shown = sorted(problems)[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
     return CheckpointError(
         f"{what}: {len(problems)} difference{'s' if len(problems) > 1 else ''}; nothing was loaded.",
         asked_by=source,
         failed=shown,
-        hint="build the model from the checkpoint's own spec",
+        hint=hint,
         problems=tuple(sorted(problems)),
     )
-
-
-def _named(model: nn.Module) -> dict[str, Tensor]:
-    # Extra state is an implementation's own business and never needed to load.
-    state: dict[str, Tensor] = model.state_dict(keep_vars=True)
-    return {name: tensor for name, tensor in state.items() if not name.endswith("_extra_state")}
 
 
 def _identity(name: str, tensor: Tensor) -> tuple[object, ...]:
@@ -98,7 +114,8 @@ def _identity(name: str, tensor: Tensor) -> tuple[object, ...]:
     return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
-def _misfits(name: str, wanted: Tensor, given: Tensor) -> list[str]:
+def misfits(name: str, wanted: Tensor, given: Tensor) -> list[str]:
+    """Say what is wrong with a stored tensor's shape or kind; empty when nothing is."""
     if wanted.shape != given.shape:
         return [f"{name} has shape {list(given.shape)}; the model's is {list(wanted.shape)}"]
     if wanted.is_floating_point() != given.is_floating_point():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,7 +97,7 @@ class Checkpoint:
             raise CheckpointError(f"{path} is not as it was written.", hint="an older checkpoint", path=path)
         return path
 
-    def _weights(self, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    def _weights(self, model: nn.Module) -> Iterable[tuple[Tensor, Tensor]]:
         stored = read_tensors(self.file(WEIGHTS))
         return weights_to_put(model, stored, self.manifest.tied, source=str(self.folder / WEIGHTS))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,9 @@ if TYPE_CHECKING:
 
     from transom.transformer.transformer_config import TransformerConfig
 
-__all__ = ["NormalInit", "initialize"]
+__all__ = ["NormalInit", "initialize", "leave_uninitialized"]
+
+_IS_WANTED: ContextVar[bool] = ContextVar("transom_initialization", default=True)
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,9 @@ class NormalInit:
 def initialize(weight: Tensor, init_method: Callable[[Tensor], Any], config: TransformerConfig) -> None:
     """Fill a parameter by ``init_method``, as the config says.
 
-    Nothing happens without ``config.perform_initialization``, or on the meta device, where there is nothing to fill.
-    With ``config.use_cpu_initialization`` the numbers are drawn on the CPU, so that they do not depend on the device.
+    Nothing happens without ``config.perform_initialization``, within `leave_uninitialized`, or on the meta device,
+    where there is nothing to fill. With ``config.use_cpu_initialization`` the numbers are drawn on the CPU, so that
+    they do not depend on the device.
 
     Args:
         weight: the parameter, of any shape, filled in place.
@@ -52,7 +57,7 @@ def initialize(weight: Tensor, init_method: Callable[[Tensor], Any], config: Tra
     """
     import torch
 
-    if weight.is_meta or not config.perform_initialization:
+    if weight.is_meta or not config.perform_initialization or not _IS_WANTED.get():
         return
     with torch.no_grad():
         if weight.device.type == "cpu" or not config.use_cpu_initialization:
@@ -61,3 +66,13 @@ def initialize(weight: Tensor, init_method: Callable[[Tensor], Any], config: Tra
         drawn = torch.empty_like(weight, device="cpu")
         init_method(drawn)
         weight.copy_(drawn)
+
+
+@contextmanager
+def leave_uninitialized() -> Iterator[None]:
+    """Make modules without drawing their weights, because a checkpoint is about to fill them."""
+    token = _IS_WANTED.set(False)
+    try:
+        yield
+    finally:
+        _IS_WANTED.reset(token)

@@ -36,7 +36,7 @@ def test_extra_state_is_neither_stored_nor_asked_for(tools):
     model = Extra(2, 2)
     tensors, _ = model_tensors(model)
     assert set(tensors) == {"weight", "bias"}
-    assert len(weights_to_put(Extra(2, 2), tensors, {}, source="f")) == 2
+    assert len(list(weights_to_put(Extra(2, 2), tensors, {}, source="f"))) == 2
 
 
 @pytest.mark.parametrize("tie", [True, False])

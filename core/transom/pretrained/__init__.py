@@ -1,0 +1,1 @@
+"""Models out of checkpoints, whoever wrote them, and checkpoints from one form into another."""

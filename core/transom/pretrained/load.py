@@ -1,0 +1,72 @@
+"""Models out of folders: of Hugging Face's form, or checkpoints of runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from transom.checkpoint.hugging_face.folder import is_hugging_face, open_folder
+from transom.checkpoint.model_state import put_tensors, tensors_to_put
+from transom.checkpoint.module_layout import own_tensors, to_canonical
+from transom.checkpoint.store import open_checkpoint
+from transom.composition import build
+from transom.specs.load import load_spec
+from transom.specs.plan import Use, plan
+from transom.transformer.initialization import leave_uninitialized
+
+__all__ = ["from_pretrained"]
+
+
+def from_pretrained(
+    folder: str | Path,
+    *,
+    use: Use | None = None,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype | None = None,
+    mode: Literal["train", "infer"] = "infer",
+) -> nn.Module:
+    """Build the model that a folder describes, and load its weights straight into it.
+
+    Args:
+        folder: as Hugging Face's ``save_pretrained`` writes it; or a run, or one of its checkpoints.
+        use: who fills which slot: weights do not depend on who computes with them.
+        device: where to build it.
+        dtype: of its parameters; `None` = the folder's.
+        mode: ``"infer"``: in evaluation mode, without gradients; or ``"train"``.
+
+    Returns:
+        the model, with its plan as ``model.plan``.
+
+    Raises:
+        CheckpointError: the folder is none, holds what cannot be computed exactly, or its weights do not fit; one error
+            tells everything that is wrong.
+        TransomError: whatever `transom.plan` and `transom.build` raise.
+    """
+    if not is_hugging_face(folder):
+        return _from_checkpoint(folder, use, device, dtype, mode)
+    opened = open_folder(folder)
+    made = plan(opened.spec, device=device, dtype=dtype, mode=mode, use=use)
+    with leave_uninitialized():
+        model = build(made, device=device, seed=0)
+    outlines = to_canonical(model, {name: tensor.to("meta") for name, tensor in own_tensors(model).items()})
+    put_tensors(tensors_to_put(model, opened.canonical(outlines)))
+    return model
+
+
+def _from_checkpoint(
+    folder: str | Path,
+    use: Use | None,
+    device: str | torch.device,
+    dtype: str | torch.dtype | None,
+    mode: Literal["train", "infer"],
+) -> nn.Module:
+    opened = open_checkpoint(folder)
+    made = plan(load_spec(opened.manifest.spec), device=device, dtype=dtype, mode=mode, use=use)
+    # A seed of its own leaves the caller's random numbers alone; the few weights it draws are replaced.
+    with leave_uninitialized():
+        model = build(made, device=device, seed=0)
+    opened.load_model(model)
+    return model
