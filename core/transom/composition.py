@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ from transom.specs.plan import Node, Plan, Use
 from transom.specs.plan import plan as make_plan
 from transom.specs.spec import ModelSpec
 
-__all__ = ["build", "check_ranks", "module_of"]
+__all__ = ["build", "check_ranks", "module_of", "modules_of"]
 
 _BUILT = "transom_module_built"
 
@@ -151,6 +151,12 @@ def module_of(node: Node) -> Callable[..., nn.Module]:
     return _Builder(node, _Making(()))
 
 
+def modules_of(nodes: Iterable[Node]) -> list[Callable[..., nn.Module]]:
+    """Return the builders of several nodes of one model, which have modules of shared slots in common."""
+    making = _Making(())
+    return [_Builder(node, making) for node in nodes]
+
+
 @dataclass
 class _Making:
     """One build: what its modules share, and what hooks do with them.
@@ -243,10 +249,15 @@ class _Builder:
             declared = getattr(self.build, "Submodules", None)
             return None if declared is None else declared()
         made = {
-            name: [_Builder(n, self.making) for n in part] if isinstance(part, tuple) else _Builder(part, self.making)
+            name: [self._builder_of(node) for node in part] if isinstance(part, tuple) else self._builder_of(part)
             for name, part in self.node.parts.items()
         }
         return self.build.Submodules(**made)
+
+    def _builder_of(self, node: Node) -> Callable[..., Any]:
+        builder = _Builder(node, self.making)
+        # A late module is none of this build: its parent keeps what makes it, without what belongs to the build.
+        return partial(builder.build, **builder.bound) if default_registry().slot(node.slot).late else builder
 
     def _check_as_planned(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = self.signature.bind_partial(None, *args, **kwargs).arguments

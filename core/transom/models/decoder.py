@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast, final
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast, final
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from transom.transformer.kv_cache import StaticKVCache
 from transom.transformer.transformer_block import TransformerStack
 
 if TYPE_CHECKING:
+    from transom.slots.kv_cache import KVCache
     from transom.slots.loss import Loss
     from transom.slots.model import Model
     from transom.transformer.recompute import LayerRecompute
@@ -45,6 +46,8 @@ class TransformerDecoder(TransformerStack):
         masks: kinds of mask that callers may pass; `None` = any.
         alibi_slopes: ``[n]``, of ALiBi position biases; `None` = none.
         recompute: which layers are recomputed in the backward pass; `None` = none.
+        kv_cache: makes the caches, of ``batch_size``, ``capacity``, ``dtype`` and ``device``, all by name; `None` = a
+            `StaticKVCache`.
         logit_softcap: logits become ``c * tanh(logits / c)``; `None` = they stay as they are. A loss has its own.
 
     Raises:
@@ -78,6 +81,7 @@ class TransformerDecoder(TransformerStack):
         masks: frozenset[str] | None = None,
         alibi_slopes: Tensor | None = None,
         recompute: LayerRecompute | None = None,
+        kv_cache: Callable[..., KVCache] | None = None,
         logit_softcap: float | None = None,
     ) -> None:
         super().__init__(_layers(layer, num_layers), final_layernorm=norm, recompute=recompute)
@@ -92,7 +96,8 @@ class TransformerDecoder(TransformerStack):
         self.masks = masks
         self.logit_softcap = logit_softcap
         self.register_buffer("alibi_slopes", alibi_slopes, persistent=False)
-        self.cache: StaticKVCache | None = None
+        self.make_cache = kv_cache
+        self.cache: KVCache | None = None
 
     def forward(
         self,
@@ -140,6 +145,9 @@ class TransformerDecoder(TransformerStack):
             batch_size: largest batch; smaller ones may be run too.
             dtype: of the caches; `None` = the embedding table's.
             capacity: fewer positions than ``max_seq_len``.
+
+        Raises:
+            CacheError: the model was not built for caches, or a size is not one that it can have.
         """
         missing = frozenset({"bottom_right", "positions"}) - self.masks if self.masks is not None else frozenset()
         if missing:
@@ -147,16 +155,17 @@ class TransformerDecoder(TransformerStack):
                 f"the model was not built for caches: its attention need not know {' and '.join(sorted(missing))}.",
                 hint='build it with mode="infer", or add `masks: [bottom_right, positions]` to the spec',
             )
+        capacity = self.max_seq_len if capacity is None else capacity
+        if capacity > self.max_seq_len:
+            raise CacheError(
+                f"a capacity of {capacity} is more than max_seq_len, {self.max_seq_len}.",
+                hint="build the model with a larger max_sequence_length",
+                capacity=self.max_seq_len,
+                asked=capacity,
+            )
         weight = next(self.embedding.parameters())
-        self.cache = StaticKVCache(
-            num_layers=len(self.layers),
-            batch_size=batch_size,
-            capacity=capacity or self.max_seq_len,
-            num_query_groups=self._num_query_groups(),
-            head_size=self.head_dim,
-            dtype=dtype or weight.dtype,
-            device=weight.device,
-        )
+        make = self.make_cache or self._make_static_cache
+        self.cache = make(batch_size=batch_size, capacity=capacity, dtype=dtype or weight.dtype, device=weight.device)
 
     def caches_are_enabled(self) -> bool:
         """Whether `setup_caches` was called."""
@@ -171,6 +180,19 @@ class TransformerDecoder(TransformerStack):
         if self.cache is None:
             raise CacheError("there are no caches to reset.", hint="call setup_caches(batch_size) first")
         self.cache.reset()
+
+    def reorder_caches(self, rows: Tensor) -> None:
+        """Let row i go on from what row ``rows[i]`` has seen.
+
+        Args:
+            rows: integers ``[b]``.
+
+        Raises:
+            CacheError: there are no caches.
+        """
+        if self.cache is None:
+            raise CacheError("there are no caches to reorder.", hint="call setup_caches(batch_size) first")
+        self.cache.reorder(rows)
 
     def delete_caches(self) -> None:
         """Give the caches' memory back; the model then attends to its input alone."""
@@ -222,9 +244,10 @@ class TransformerDecoder(TransformerStack):
         bias = None if self.output_layer is None else getattr(self.output_layer, "bias", None)
         return self.loss(hidden, self._output_weight(), labels, bias)
 
-    def _num_query_groups(self) -> int:
+    def _make_static_cache(self, **sizes: Any) -> KVCache:
         attention = getattr(self.layers[0], "self_attention", None)
-        return int(getattr(attention, "num_query_groups", self.num_heads))
+        groups = int(getattr(attention, "num_query_groups", self.num_heads))
+        return StaticKVCache(num_layers=len(self.layers), num_query_groups=groups, head_size=self.head_dim, **sizes)
 
 
 def _layers(layer: nn.Module | Sequence[nn.Module], num_layers: int) -> list[nn.Module]:

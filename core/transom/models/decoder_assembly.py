@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,6 +37,7 @@ class DecoderSubmodules:
         position_embeddings: the table of learned positions, for ``position_embedding_type: learned_absolute``.
         final_layernorm: after the last layer.
         output_layer: to logits; `None` = the transposed embedding table.
+        kv_cache: of keys and values, made when caches are set up.
     """
 
     # Those of layers and loss have their submodules and request bound: the slots' Protocols less these arguments.
@@ -45,6 +47,7 @@ class DecoderSubmodules:
     final_layernorm: Callable[..., nn.Module]
     position_embeddings: Callable[..., nn.Module] | None = None
     output_layer: Callable[..., nn.Module] | None = None
+    kv_cache: Callable[..., Any] | None = None
 
 
 class DecoderAssembly:
@@ -76,6 +79,7 @@ class DecoderAssembly:
         if not request.share_embeddings_and_output_weights:
             places["output_layer"] = parts.column_linear(request, hidden, vocab, bias=False)
         places["loss"] = parts.loss(request, vocab)
+        places["kv_cache"] = parts.kv_cache(request)
         return places
 
     def __call__(
@@ -106,6 +110,7 @@ class DecoderAssembly:
             masks=request.masks,
             alibi_slopes=alibi_slopes(config.num_attention_heads) if is_alibi else None,
             recompute=LayerRecompute.of(config),
+            kv_cache=None if submodules.kv_cache is None else partial(submodules.kv_cache, config),
             logit_softcap=config.final_logit_softcapping,
         )
 

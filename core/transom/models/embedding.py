@@ -51,7 +51,8 @@ class LanguageModelEmbedding(nn.Module):
         if self.position_embeddings is not None:
             if positions is None:
                 positions = torch.arange(tokens.shape[1], device=tokens.device)
-            hidden = hidden + self.position_embeddings(positions)
+            # Padding is at negative positions: any row of the table serves, for nobody reads what becomes of it.
+            hidden = hidden + self.position_embeddings(positions.clamp(min=0))
         if self.dtype is not None:
             hidden = hidden.to(self.dtype)
         return F.dropout(hidden, self.dropout, self.training) if self.dropout else hidden

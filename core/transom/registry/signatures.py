@@ -40,7 +40,7 @@ def _builder_mismatches(builder: Callable[..., Any], protocol: Any, interface: A
         found = mismatches(inspect.signature(builder), _unbound(protocol, "__call__"), keywords=options)
     except ValueError:  # compiled code without a signature
         return ("has no signature to read",)
-    if isinstance(builder, type) and callable(getattr(builder, "forward", None)):
+    if isinstance(builder, type) and all(callable(getattr(owner, "forward", None)) for owner in (builder, interface)):
         complaints = mismatches(_unbound(builder, "forward"), _unbound(interface, "forward"))
         found += tuple(f"makes a module whose forward {complaint}" for complaint in complaints)
     return found

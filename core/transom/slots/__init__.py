@@ -13,6 +13,7 @@ from transom.slots.attention import CROSS_ATTENTION, SELF_ATTENTION
 from transom.slots.bias_dropout_add import BIAS_DROPOUT_ADD
 from transom.slots.core_attention import CORE_ATTENTION
 from transom.slots.embedding import EMBEDDING
+from transom.slots.kv_cache import KV_CACHE
 from transom.slots.layer import LAYER
 from transom.slots.linear import COLUMN_LINEAR, ROW_LINEAR
 from transom.slots.loss import LOSS
@@ -43,6 +44,7 @@ SLOTS: Mapping[str, Slot] = MappingProxyType(
             ROTARY,
             BIAS_DROPOUT_ADD,
             LOSS,
+            KV_CACHE,
         )
     }
 )

@@ -29,6 +29,7 @@ class Slot:
         default: the name of core's own implementation, used where a spec names none.
         shared: its modules hold tables but no parameters or state of a place, so that one serves every place of a model
             with the same request.
+        late: its modules are made when a model is used, not when it is built: the place's parent keeps the builder.
 
     Example:
         >>> from transom.slots import SLOTS
@@ -47,6 +48,7 @@ class Slot:
     features: Mapping[str, str] = field(default_factory=dict)
     default: str | None = None
     shared: bool = False
+    late: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", MappingProxyType(dict(self.features)))

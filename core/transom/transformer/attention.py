@@ -175,7 +175,7 @@ class SelfAttention(Module):
             hidden_states: ``[b, s, h]``.
             mask: who may attend to whom; `None` = everyone to everyone, or causal if the attention is.
             positions: of the tokens, ``[s]`` or ``[b, s]``; `None` = 0 ... s-1. A cache needs them.
-            cache: this layer's entry. The mask is then over its slots: slot j holds position j.
+            cache: this layer's entry. Key j of the mask is then the one at position j.
 
         Returns:
             ``[b, s, h]``, and the output bias ``[h]`` that the caller must add, or `None`.
@@ -186,9 +186,8 @@ class SelfAttention(Module):
         query, key = self._prepare(query, key, positions)
         if cache is not None:
             # The cache refuses to be used without positions, and says so better than a check here would.
-            key, value, lengths = cache.update(key, value, positions)  # type: ignore[arg-type]
-            assert positions is not None
-            mask = (AttentionMask() if mask is None else mask).for_cache(positions, lengths, key.shape[1])
+            key, value, _ = cache.update(key, value, positions)  # type: ignore[arg-type]
+            mask = cache.mask(mask)
         attended = _attend(self, query, key, value, mask).flatten(2)  # [b, s, n, d] -> [b, s, n·d]
         if gate:
             attended = attended * gate[0].flatten(2).sigmoid()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from transom.errors import MaskError
-from transom.transformer import _mask_rendering
+from transom.transformer import _mask_caching, _mask_rendering
 from transom.transformer._mask_checks import check_fields, check_lengths, check_windows
 from transom.transformer._mask_packing import VarlenLayout, runs_of_segments, segments_of_cumulative_lengths
 from transom.transformer._mask_rendering import OpenedMask
@@ -342,7 +342,7 @@ class AttentionMask:
         if made is not None and made[0] is positions and made[1] == t:
             derived: AttentionMask = made[2]
             return derived
-        derived = self._derive_for_cache(positions, lengths, t, aligned)
+        derived = _mask_caching.mask_of_slots(self, positions, lengths, t, aligned)
         # Layers ask one after another, the first for all of them; a derived mask answers for itself.
         derived._memo["cache"] = (positions, t, derived)
         self._memo["cache"] = (positions, t, derived)
@@ -354,23 +354,6 @@ class AttentionMask:
         if "varlen" in self._memo:
             copy._memo["varlen"] = self._memo["varlen"]
         return copy
-
-    def _derive_for_cache(self, positions: Tensor, lengths: Tensor, t: int, aligned: bool) -> AttentionMask:
-        changes: dict[str, Any] = {
-            name: value[..., :t]
-            for name in ("key_segments", "key_padding", "key_positions", "keep", "bias")
-            if (value := getattr(self, name)) is not None and value.shape[-1] > t
-        }
-        if aligned:
-            return replace(self, **changes) if changes else self
-        if self.query_positions is None:
-            changes["query_positions"] = positions
-        if not self.causal:
-            # With causality no query is as late as an unused slot.
-            used = torch.arange(t, device=lengths.device) < lengths[:, None]
-            padding = changes.get("key_padding", self.key_padding)
-            changes["key_padding"] = used if padding is None else used & padding
-        return replace(self, **changes)
 
     def _once(self, key: tuple[Any, ...], s: int, t: int, render: Callable[..., _T]) -> _T:
         # Sizes are compared, not hashed: as part of a key they would pin a symbolic size to a number under compile.

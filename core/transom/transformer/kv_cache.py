@@ -1,37 +1,317 @@
-"""A key/value cache of fixed size, for decoding token by token."""
+"""Keys and values of all layers, kept for decoding token by token: what caches share, and the static one."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, final
 
 import torch
 from torch import Tensor, nn
 
 from transom.errors import CacheError
+from transom.transformer._cache_checks import (
+    check_positions,
+    check_sizes,
+    inspect_positions,
+    refuse_overflow,
+    sizes_of,
+)
+from transom.transformer._cache_memory import PlainMemory, SlotEntry
 from transom.transformer.attention_mask import AttentionMask
 
 if TYPE_CHECKING:
-    from transom.slots.kv_cache import LayerCache
+    from transom.slots.kv_cache import CacheStep as CacheStepInterface
+    from transom.slots.kv_cache import KVCache as KVCacheInterface
+    from transom.slots.kv_cache import KVCacheBuilder, KVCacheRequest, LayerCache
+    from transom.transformer.transformer_config import TransformerConfig
 
-__all__ = ["CacheStep", "StaticKVCache", "StaticLayerCache"]
+__all__ = ["CacheEntry", "CacheStep", "KVCache", "StaticKVCache", "StepLayer", "build_static_kv_cache"]
+
+
+class CacheEntry(Protocol):
+    """What one layer of a `KVCache` holds; a module."""
+
+    window: int | None
+    """How many of the last positions it holds; `None` = all."""
+
+    def update(self, step: CacheStep, key: Tensor, value: Tensor, /) -> tuple[Tensor, Tensor]:
+        """Write ``[b, s, g, d]`` and ``[b, s, g, dv]``; return the keys and values ``[b, t, ...]`` to attend to."""
+        ...
+
+    def mask(self, step: CacheStep, mask: AttentionMask, /) -> AttentionMask:
+        """Derive the mask over what `update` returned."""
+        ...
+
+    def commit(self, step: CacheStep, /) -> None:
+        """Write what `update` put off."""
+        ...
+
+    def reorder(self, rows: Tensor, length: int, /) -> None:
+        """Let row i hold what row ``rows[i]`` holds in its first ``length`` positions."""
+        ...
+
+
+class KVCache(nn.Module):
+    """Keys and values of all layers of a model.
+
+    A step of a model is::
+
+        step = cache.begin(positions, batch_size)   # CacheError before any layer has written
+        for number, layer in enumerate(layers):
+            hidden, _ = layer(hidden, mask=step.mask(mask, number), positions=positions, cache=step.layer(number))
+        step.commit()
+
+    All layers share one count of the positions in use, so they cannot get out of step: a step that fails before its
+    commit leaves all at the same length. Writing to positions that are in use rewinds the row to the first of them.
+    The cache is for inference: no gradient flows back through what it holds.
+
+    Args:
+        entries: what each layer holds: modules that satisfy `CacheEntry`.
+        batch_size: most rows; smaller batches use the first rows.
+        capacity: most positions of a row.
+        device: of the counts.
+
+    Attributes:
+        lengths: integers ``[batch_size]``, positions of each row in use.
+    """
+
+    lengths: Tensor
+    reached: Tensor
+
+    def __init__(
+        self,
+        entries: Iterable[nn.Module],
+        *,
+        batch_size: int,
+        capacity: int,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.capacity = capacity
+        self.entries = nn.ModuleList(entries)
+        # In a tuple too: a decoding step looks each of them up.
+        self._entries: tuple[Any, ...] = tuple(self.entries)
+        self.windows = tuple({entry.window for entry in self._entries} - {None})
+        # Made in inference mode, they could be written to in that mode only.
+        with torch.inference_mode(False):
+            for name in ("lengths", "reached"):
+                self.register_buffer(name, torch.zeros(batch_size, dtype=torch.long, device=device), persistent=False)
+
+    @property
+    def num_layers(self) -> int:
+        """Number of entries."""
+        return len(self._entries)
+
+    def begin(self, positions: Tensor | None, batch_size: int, /) -> CacheStep:
+        """Open a step: check that all of it fits, and rewind the rows to where it writes.
+
+        The values of the positions are checked on the host; while compiling that cannot be, and only shapes are: call
+        `reserve` before a compiled model.
+
+        Args:
+            positions: of the tokens to come, ``[s]`` or ``[b, s]``; following each other along a row, but for negative
+                ones, which are padding and kept nowhere.
+            batch_size: b, rows to come.
+
+        Returns:
+            the step.
+
+        Raises:
+            CacheError: positions are missing, of another shape, beyond the capacity, leave a gap behind what is held,
+                or go back to where a window's keys are forgotten; or there are too many rows.
+        """
+        positions = check_positions(positions, batch_size)
+        self.check(batch_size, positions.shape[-1])
+        rows = positions if positions.dim() == 2 else positions[None]
+        first = rows.masked_fill(rows < 0, self.capacity).amin(dim=1)
+        used = self.lengths[:batch_size]
+        extent, aligned = self.capacity, False
+        if not torch.compiler.is_compiling():
+            extent, aligned = inspect_positions(self, rows, first, used)
+            self._make_room(rows.expand(batch_size, -1))
+        before = torch.minimum(used, first)
+        used.copy_(before)
+        lengths = torch.maximum(before, rows.amax(dim=1) + 1)
+        if self.windows:
+            self._note_reached(first, lengths, is_single=rows.shape[1] == 1)
+        return CacheStep(self, positions, batch_size, before, lengths, extent, aligned)
+
+    def check(self, batch_size: int, length: int, /) -> None:
+        """Refuse what would not fit, by numbers alone: nothing is read from a device.
+
+        Args:
+            batch_size: rows.
+            length: tokens a row, those in the cache included.
+
+        Raises:
+            CacheError: with the capacity and what was asked for, also as attributes.
+        """
+        refuse_overflow(self, batch_size, length)
+
+    def reserve(self, batch_size: int, length: int, /) -> None:
+        """Make room for ``length`` positions of the first rows: a compiled step needs nothing else beforehand.
+
+        Raises:
+            CacheError: as `check`.
+        """
+        self.check(batch_size, length)
+
+    def layer(self, number: int, /) -> StepLayer:
+        """Return the entry of a layer, counted from 0, for an attention used alone: each update is a whole step."""
+        return StepLayer(self, self._entries[number], number, None)
+
+    def rewind(self, length: int, /) -> None:
+        """Forget all positions from ``length`` on.
+
+        Raises:
+            CacheError: a window's keys before ``length`` are forgotten already.
+        """
+        ends = self.lengths.clamp(max=length)
+        self.check_kept(torch.where(self.lengths > length, ends, self.reached), self.reached)
+        self.lengths.copy_(ends)
+
+    def reorder(self, rows: Tensor, /) -> None:
+        """Let row i go on from what row ``rows[i]`` holds.
+
+        Args:
+            rows: integers ``[b]``; the first b rows change.
+        """
+        length = int(self.lengths.max())
+        for entry in self._entries:
+            entry.reorder(rows, length)
+        for counts in (self.lengths, self.reached):
+            counts[: len(rows)] = counts[rows]
+
+    def reset(self) -> None:
+        """Forget everything, keeping the memory."""
+        for buffer in self.buffers():
+            buffer.zero_()
+
+    def check_kept(self, first: Tensor, reached: Tensor) -> None:
+        """Refuse to go back to ``first [b]`` where a window has forgotten what is before it.
+
+        Raises:
+            CacheError: with the row's position as an attribute.
+        """
+        for window in self.windows:
+            lost = (first > 0) & (first < reached - 1) & (reached > window)
+            if bool(lost.any()):
+                row = int(lost.nonzero()[0])
+                raise CacheError(
+                    f"row {row} goes back to position {int(first[row])}, and a layer with a window of {window} tokens "
+                    f"has forgotten what is before it.",
+                    hint="start the row again at position 0, or use a cache that keeps everything: kv_cache=static",
+                    asked=int(first[row]),
+                )
+
+    def _make_room(self, rows: Tensor) -> None:
+        """Get what the positions ``[b or 1, s]`` need before a step; here it is all there from the start."""
+
+    def _note_reached(self, first: Tensor, lengths: Tensor, *, is_single: bool) -> None:
+        """Note how far rows were written: a ring has forgotten what is a window before that."""
+        reached = self.reached[: len(lengths)]
+        kept = reached * (first > 0)  # a row that starts again has forgotten nothing
+        # One token is written at once, several when the step is committed.
+        reached.copy_(torch.maximum(kept, lengths) if is_single else kept)
 
 
 @final
-class StaticKVCache(nn.Module):
-    """Keys and values of all layers of a model, in memory that is allocated once.
+@dataclass(eq=False)
+class CacheStep:
+    """One forward pass over a cache, from `KVCache.begin` on.
 
-    Slot j of a row holds the key and the value of position j. A step of a model is::
+    Args:
+        cache: what it writes to.
+        positions: of its tokens, ``[s]`` or ``[b, s]``.
+        batch_size: b.
+        before: ``[b]``, positions in use when it begins.
+        lengths: ``[b]``, positions in use when it is done.
+        extent: the last position in use, plus one; the capacity when that is not known.
+        aligned: every row's positions are known to be extent-s ... extent-1.
+        shared: what entries of a kind compute once a step.
+        pending: what they put off until the commit.
+    """
 
-        step = cache.begin(positions, batch_size)   # CacheError before any layer has written
-        mask = step.mask(mask)
-        for number, layer in enumerate(layers):
-            hidden, _ = layer(hidden, mask=mask, positions=positions, cache=step.layer(number))
-        step.commit()
+    cache: KVCache
+    positions: Tensor
+    batch_size: int
+    before: Tensor
+    lengths: Tensor
+    extent: int
+    aligned: bool
+    shared: dict[Any, Any] = field(default_factory=dict)
+    pending: dict[Any, Any] = field(default_factory=dict)
 
-    All layers share one count of the slots in use, so they cannot get out of step: a step that fails before its commit
-    leaves all at the same length. Writing to positions that are in use rewinds the row to the first of them. The cache
-    is for inference: no gradient flows back through what it holds.
+    def layer(self, number: int, /) -> StepLayer:
+        """Return the entry of a layer, counted from 0."""
+        return StepLayer(self.cache, self.cache._entries[number], number, self)
+
+    def mask(self, mask: AttentionMask | None, number: int = 0, /) -> AttentionMask:
+        """Derive the mask of a layer of this step from the caller's; `None` = all that is held is seen."""
+        derived: AttentionMask = self.cache._entries[number].mask(self, AttentionMask() if mask is None else mask)
+        return derived
+
+    def commit(self) -> None:
+        """Count what was written as in use."""
+        cache = self.cache
+        cache.lengths[: self.batch_size].copy_(self.lengths)
+        if cache.windows:
+            reached = cache.reached[: self.batch_size]
+            reached.copy_(torch.maximum(reached, self.lengths))
+            for entry in cache._entries:
+                entry.commit(self)
+
+
+@final
+class StepLayer:
+    """One layer's entry in a `KVCache`.
+
+    Args:
+        cache: whose entry it is.
+        entry: what holds the layer's keys and values.
+        number: of the layer, from 0.
+        step: of the model; `None` = each update is one.
+    """
+
+    def __init__(self, cache: KVCache, entry: Any, number: int, step: CacheStep | None) -> None:
+        self.cache, self.entry, self.number = cache, entry, number
+        self.step = step
+        self.is_alone = step is None
+
+    def update(self, key: Tensor, value: Tensor, positions: Tensor, /) -> tuple[Tensor, Tensor, Tensor]:
+        """Write new keys and values, and return all that the new tokens may attend to.
+
+        Args:
+            key: ``[b, s, g, d]``.
+            value: ``[b, s, g, dv]``.
+            positions: where to write, ``[s]`` or ``[b, s]``, those of the step if there is one; negative = nowhere.
+
+        Returns:
+            keys ``[b, t, g, d]``, values ``[b, t, g, dv]``, in the dtype of the new ones, and lengths ``[b]``.
+
+        Raises:
+            CacheError: as `KVCache.begin`, when no step of the model is open.
+        """
+        if self.is_alone:
+            self.step = self.cache.begin(positions, key.shape[0])
+        step = self.step
+        assert step is not None
+        keys, values = self.entry.update(step, key, value)
+        if self.is_alone:
+            step.commit()
+        return keys, values, step.lengths
+
+    def mask(self, mask: AttentionMask | None, /) -> AttentionMask:
+        """Derive the mask over what the last `update` returned from the caller's, or return one that is derived."""
+        assert self.step is not None, "update() comes first"
+        return self.step.mask(mask, self.number)
+
+
+@final
+class StaticKVCache(KVCache):
+    """A cache in memory that is allocated once: slot j of a row holds the key and the value of position j.
 
     Args:
         num_layers: entries.
@@ -54,8 +334,6 @@ class StaticKVCache(nn.Module):
         (torch.Size([1, 3, 1, 4]), tensor([3]))
     """
 
-    lengths: Tensor
-
     def __init__(
         self,
         *,
@@ -68,206 +346,33 @@ class StaticKVCache(nn.Module):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ) -> None:
-        super().__init__()
-        value_head_size = head_size if value_head_size is None else value_head_size
-        for name, size in (("num_layers", num_layers), ("batch_size", batch_size), ("capacity", capacity)):
-            if size < 1:
-                raise CacheError(f"{name} is {size}; a cache needs at least 1.", asked_by=f"StaticKVCache.{name}")
-        self.batch_size = batch_size
-        self.capacity = capacity
-        self.num_layers = num_layers
-        # Made in inference mode, it could be written to in that mode only.
-        with torch.inference_mode(False):
-            for i in range(num_layers):
-                # One slot more than the capacity: padding is written there, and never read.
-                for name, size in (("key", head_size), ("value", value_head_size)):
-                    zeros = torch.zeros(batch_size, capacity + 1, num_query_groups, size, dtype=dtype, device=device)
-                    self.register_buffer(f"{name}_{i}", zeros, persistent=False)
-            lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
-            self.register_buffer("lengths", lengths, persistent=False)
-
-    def begin(self, positions: Tensor | None, batch_size: int) -> CacheStep:
-        """Open a step: check that all of it fits, and rewind the rows to where it writes.
-
-        The values of the positions are checked on the host; while compiling that cannot be, and only shapes are: check
-        before calling a compiled model with `check`.
-
-        Args:
-            positions: of the tokens to come, ``[s]`` or ``[b, s]``; following each other along a row, but for negative
-                ones, which are padding and kept nowhere.
-            batch_size: b, rows to come.
-
-        Returns:
-            the step.
-
-        Raises:
-            CacheError: positions are missing, of another shape, beyond the capacity, or leave a gap behind what is
-                held; or there are too many rows.
-        """
-        if positions is None:
-            raise CacheError(
-                "a cache needs the positions of the tokens, and none are given.",
-                hint="pass input_pos: 0 ... s-1 for a prompt, then one more a token",
-            )
-        if positions.dim() not in (1, 2) or (positions.dim() == 2 and positions.shape[0] != batch_size):
-            raise CacheError(
-                f"positions must have shape [s] or [b, s] with b = {batch_size}, not {list(positions.shape)}.",
-            )
-        self.check(batch_size, positions.shape[-1])
-        used = self.lengths[:batch_size]
-        rows = positions if positions.dim() == 2 else positions[None]
-        first = rows.masked_fill(rows < 0, self.capacity).amin(dim=1)
-        extent, aligned = self.capacity, False
-        if not torch.compiler.is_compiling():
-            extent, aligned = self._inspect(rows, first, used)
-        used.copy_(torch.minimum(used, first))
-        lengths = torch.maximum(used, rows.amax(dim=1) + 1)
-        slots = positions.masked_fill(positions < 0, self.capacity)
-        return CacheStep(self, positions, slots, batch_size, lengths, extent, aligned)
-
-    def _inspect(self, rows: Tensor, first: Tensor, used: Tensor) -> tuple[int, bool]:
-        """Read on the host how many slots are read, and whether the positions are the last of them in every row."""
-        end = int(rows.max()) + 1
-        self.check(len(used), end)
-        gap = (first > used) & (first < self.capacity)
-        if bool(gap.any()):
-            row = int(gap.nonzero()[0])
-            start, held = int(first.expand_as(used)[row]), int(used[row])
-            raise CacheError(
-                f"row {row} goes on at position {start}, and the cache holds {held} positions of it.",
-                hint="positions follow each other: run the tokens before it first",
-                asked=start,
-            )
-        s = rows.shape[1]
-        return max(end, 1), bool((rows == torch.arange(end - s, end, device=rows.device)).all())
-
-    def check(self, batch_size: int, length: int) -> None:
-        """Refuse what would not fit, by numbers alone: nothing is read from a device.
-
-        Args:
-            batch_size: rows.
-            length: tokens a row, those in the cache included.
-
-        Raises:
-            CacheError: with the capacity and what was asked for, also as attributes.
-        """
-        if length > self.capacity:
-            raise CacheError(
-                f"{length} positions are asked for and the cache holds {self.capacity}.",
-                hint=f"allocate a cache with capacity={length}, or generate fewer tokens",
-                capacity=self.capacity,
-                asked=length,
-            )
-        if batch_size > self.batch_size:
-            raise CacheError(
-                f"{batch_size} rows are asked for and the cache holds {self.batch_size}.",
-                hint=f"allocate a cache with batch_size={batch_size}, or split the batch",
-                capacity=self.batch_size,
-                asked=batch_size,
-            )
-
-    def layer(self, number: int) -> StaticLayerCache:
-        """Return the entry of a layer, counted from 0, for an attention used alone: each update is a whole step."""
-        return StaticLayerCache(self, number, None)
-
-    def rewind(self, length: int) -> None:
-        """Forget all positions from ``length`` on."""
-        self.lengths.clamp_(max=length)
-
-    def reset(self) -> None:
-        """Forget everything, keeping the memory."""
-        for buffer in self.buffers():
-            buffer.zero_()
+        check_sizes(type(self).__name__, num_layers=num_layers, batch_size=batch_size, capacity=capacity)
+        widths = (head_size, head_size if value_head_size is None else value_head_size)
+        # One slot more than the capacity: padding is written there, and never read.
+        shape = (batch_size, capacity + 1, num_query_groups)
+        entries = [
+            SlotEntry(*(PlainMemory((*shape, width), dtype, device) for width in widths)) for _ in range(num_layers)
+        ]
+        super().__init__(entries, batch_size=batch_size, capacity=capacity, device=device)
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class CacheStep:
-    """One forward pass over a cache, from `StaticKVCache.begin` on.
-
-    Args:
-        cache: what it writes to.
-        positions: of its tokens, ``[s]`` or ``[b, s]``.
-        slots: where they are written, of the same shape.
-        batch_size: b.
-        lengths: ``[b]``, slots in use when it is done.
-        extent: t, slots that its layers read: those up to the last in use, or all when that is not known.
-        aligned: every row's positions are t-s ... t-1.
-    """
-
-    cache: StaticKVCache
-    positions: Tensor
-    slots: Tensor
-    batch_size: int
-    lengths: Tensor
-    extent: int
-    aligned: bool
-
-    def layer(self, number: int) -> StaticLayerCache:
-        """Return the entry of a layer, counted from 0."""
-        return StaticLayerCache(self.cache, number, self)
-
-    def mask(self, mask: AttentionMask | None) -> AttentionMask:
-        """Derive the mask of the layers of this step from the caller's; `None` = all that is held is seen."""
-        mask = AttentionMask() if mask is None else mask
-        return mask.for_cache(self.positions, self.lengths, self.extent, aligned=self.aligned)
-
-    def write(self, memory: Tensor, new: Tensor) -> Tensor:
-        """Write ``new [b, s, g, d]`` into ``memory [rows, capacity + 1, g, d]``; return what the step reads of it."""
-        rows = memory.narrow(0, 0, self.batch_size)
-        if self.aligned:
-            rows.narrow(1, self.extent - new.shape[1], new.shape[1]).copy_(new.detach())
-        elif self.slots.dim() == 1:
-            rows.index_copy_(1, self.slots, new.detach().to(rows.dtype))
-        else:
-            batch = torch.arange(self.batch_size, device=rows.device)[:, None]
-            rows.index_put_((batch, self.slots), new.detach().to(rows.dtype))
-        return rows.narrow(1, 0, self.extent).to(new.dtype)
-
-    def commit(self) -> None:
-        """Count what was written as in use."""
-        self.cache.lengths[: self.batch_size].copy_(self.lengths)
-
-
-@final
-class StaticLayerCache:
-    """One layer's entry in a `StaticKVCache`.
-
-    Args:
-        cache: whose entry it is.
-        number: of the layer, from 0.
-        step: of the model; `None` = each update is one.
-    """
-
-    def __init__(self, cache: StaticKVCache, number: int, step: CacheStep | None) -> None:
-        self.cache = cache
-        self.key: Tensor = getattr(cache, f"key_{number}")
-        self.value: Tensor = getattr(cache, f"value_{number}")
-        self.step = step
-
-    def update(self, key: Tensor, value: Tensor, positions: Tensor, /) -> tuple[Tensor, Tensor, Tensor]:
-        """Write new keys and values, and return all that are held.
-
-        Args:
-            key: ``[b, s, g, d]``.
-            value: ``[b, s, g, dv]``.
-            positions: where to write, ``[s]`` or ``[b, s]``, those of the step if there is one; negative = nowhere.
-
-        Returns:
-            keys ``[b, t, g, d]``, values ``[b, t, g, dv]``, in the dtype of the new ones, and lengths ``[b]``.
-
-        Raises:
-            CacheError: as `StaticKVCache.begin`, when no step of the model is open.
-        """
-        if self.step is not None:
-            return self.step.write(self.key, key), self.step.write(self.value, value), self.step.lengths
-        step = self.cache.begin(positions, key.shape[0])
-        keys, values = step.write(self.key, key), step.write(self.value, value)
-        step.commit()
-        return keys, values, step.lengths
+def build_static_kv_cache(
+    config: TransformerConfig,
+    *,
+    request: KVCacheRequest,
+    batch_size: int,
+    capacity: int,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> StaticKVCache:
+    """Make a static cache for a request; registered as ``static`` in the slot ``kv_cache``."""
+    return StaticKVCache(**sizes_of(request, batch_size, capacity, dtype, device))
 
 
 if TYPE_CHECKING:
+    _builder: KVCacheBuilder = build_static_kv_cache
 
-    def _is_a_layer_cache(entry: StaticLayerCache) -> LayerCache:
-        return entry
+    def _fit_the_slot(
+        cache: KVCache, step: CacheStep, layer: StepLayer
+    ) -> tuple[KVCacheInterface, CacheStepInterface, LayerCache]:
+        return cache, step, layer

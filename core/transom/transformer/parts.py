@@ -14,6 +14,7 @@ the implementation that has the place. Implementations of third parties use them
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from transom.slots.activation import ActivationRequest
@@ -21,6 +22,7 @@ from transom.slots.attention import AttentionRequest
 from transom.slots.bias_dropout_add import BiasDropoutAddRequest
 from transom.slots.core_attention import CoreAttentionRequest
 from transom.slots.embedding import EmbeddingRequest
+from transom.slots.kv_cache import KVCacheRequest
 from transom.slots.layer import LayerRequest
 from transom.slots.linear import LinearRequest
 from transom.slots.loss import LossRequest
@@ -39,6 +41,7 @@ __all__ = [
     "core_attention",
     "cross_attention",
     "embedding",
+    "kv_cache",
     "layer",
     "loss",
     "mlp",
@@ -203,6 +206,19 @@ def loss(request: ArchitectureRequest, vocab_size: int) -> Part:
         softcap=config.final_logit_softcapping,
     )
     return Part(slot="loss", request=wanted)
+
+
+def kv_cache(request: ArchitectureRequest, *, path: str = "cache") -> Part:
+    """The key/value cache of a stack's self-attentions, made when a model's caches are set up; for inference alone."""
+    config = request.config
+    wanted = KVCacheRequest(
+        context=replace(request.context, mode="infer"),
+        windows=tuple(config.window_of(number) for number in range(1, config.num_layers + 1)),
+        num_query_groups=max(config.num_query_groups // config.tensor_model_parallel_size, 1),
+        head_size=config.kv_channels,
+        value_head_size=config.kv_channels,
+    )
+    return Part(slot="kv_cache", request=wanted, path=path)
 
 
 def mlp(

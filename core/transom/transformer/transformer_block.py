@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from transom.errors import ConfigError, InputError
+from transom.transformer.attention_mask import AttentionMask
 from transom.transformer.pipeline_layout import stage_of
 from transom.transformer.recompute import LayerRecompute, recomputed
 from transom.transformer.sharding import Offset, ShardedModule, ShardedStateDict
@@ -18,10 +19,9 @@ from transom.transformer.sharding import Offset, ShardedModule, ShardedStateDict
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+    from transom.slots.kv_cache import CacheStep, KVCache
     from transom.slots.layer import Layer
     from transom.slots.norm import NormBuilder
-    from transom.transformer.attention_mask import AttentionMask
-    from transom.transformer.kv_cache import CacheStep, StaticKVCache
     from transom.transformer.transformer_config import TransformerConfig
 
 __all__ = ["BoundLayerBuilder", "TransformerBlock", "TransformerBlockSubmodules", "TransformerStack"]
@@ -57,7 +57,7 @@ class TransformerStack(ShardedModule):
         *,
         mask: AttentionMask | None = None,
         positions: Tensor | None = None,
-        cache: StaticKVCache | None = None,
+        cache: KVCache | None = None,
         context: Tensor | None = None,
         context_mask: AttentionMask | None = None,
         collect: dict[int, Tensor] | None = None,
@@ -66,7 +66,7 @@ class TransformerStack(ShardedModule):
 
         Args:
             hidden_states: ``[b, s, h]``.
-            mask: of self-attention; `None` = everyone to everyone. With a cache, over its slots.
+            mask: of self-attention; `None` = everyone to everyone. With a cache, key j is the one at position j.
             positions: of the tokens, ``[s]`` or ``[b, s]``; `None` = 0 ... s-1. A cache needs them.
             cache: of the whole stack, with an entry a layer; nothing is recomputed then.
             context: ``[b, t, h]``, what cross-attention reads.
@@ -81,7 +81,7 @@ class TransformerStack(ShardedModule):
         """
         step = None if cache is None else cache.begin(positions, hidden_states.shape[0])
         arguments: dict[str, Any] = {
-            "mask": mask if step is None else step.mask(mask),
+            "mask": AttentionMask() if mask is None and step is not None else mask,
             "positions": positions,
             "context_mask": context_mask,
             "step": step,
@@ -117,7 +117,7 @@ class TransformerStack(ShardedModule):
         for index, layer in islice(enumerate(self.layers), chunk.start, chunk.stop):
             hidden, context = layer(
                 hidden,
-                mask=mask,
+                mask=mask if step is None else step.mask(mask, index),
                 context=context,
                 context_mask=context_mask,
                 positions=positions,
@@ -127,7 +127,7 @@ class TransformerStack(ShardedModule):
                 kept.append(hidden)
         return hidden, context, *kept
 
-    def _chunks(self, cache: StaticKVCache | None) -> Iterable[tuple[range, bool]]:
+    def _chunks(self, cache: KVCache | None) -> Iterable[tuple[range, bool]]:
         if self.recompute is None or cache is not None or not self.training or not torch.is_grad_enabled():
             return ((range(len(self.layers)), False),)
         return self.recompute.chunks(len(self.layers))
@@ -272,7 +272,7 @@ class TransformerBlock(TransformerStack):
         context: Tensor | None = None,
         context_mask: AttentionMask | None = None,
         positions: Tensor | None = None,
-        cache: StaticKVCache | None = None,
+        cache: KVCache | None = None,
         collect: dict[int, Tensor] | None = None,
     ) -> Tensor:
         """Run the layers and the final norm.

@@ -42,7 +42,7 @@ def test_cache_keeps_values_of_another_size_when_asked() -> None:
     cache = make(value_head_size=7, dtype=torch.bfloat16)
     key, value = tokens(3, 2), tokens(3, 2, 7)
     keys, values, _ = cache.layer(1).update(key, value, torch.arange(2))
-    assert cache.value_1.dtype is torch.bfloat16
+    assert cache.entries[1].value.data.dtype is torch.bfloat16
     assert keys.dtype is values.dtype is torch.float32
     assert torch.equal(values, value.bfloat16().float())
 
@@ -107,7 +107,7 @@ def test_rewind_forgets_later_positions_and_reset_all() -> None:
     assert cache.lengths.tolist() == [2, 2, 2]
     cache.reset()
     assert cache.lengths.tolist() == [0, 0, 0]
-    assert not cache.key_0.any()
+    assert not cache.entries[0].key.data.any()
 
 
 def test_lengths_stay_when_a_step_fails_between_layers() -> None:
@@ -129,7 +129,7 @@ def test_cache_gives_no_gradient_when_keys_need_one() -> None:
     key = tokens(3, 2).requires_grad_()
     keys, _, _ = cache.layer(0).update(key, key, torch.arange(2))
     assert not keys.requires_grad
-    assert not cache.key_0.requires_grad
+    assert not cache.entries[0].key.data.requires_grad
 
 
 def test_cache_serves_outside_when_made_in_inference_mode() -> None:
@@ -144,7 +144,7 @@ def test_cache_serves_outside_when_made_in_inference_mode() -> None:
 def test_cache_follows_its_model_when_moved_and_is_not_saved() -> None:
     cache = make()
     assert not cache.state_dict()
-    assert cache.to("meta").key_0.is_meta
+    assert cache.to("meta").entries[0].key.data.is_meta
 
 
 @pytest.mark.parametrize(
@@ -180,12 +180,12 @@ def refused(text: str, **attributes: Any) -> Any:
 def test_cache_refuses_before_writing_when_it_is_full() -> None:
     cache, key = make(), tokens(3, 5)
     cache.layer(0).update(key, key, torch.arange(5))
-    before = cache.key_0.clone()
+    before = cache.entries[0].key.data.clone()
     with refused("7 positions are asked for and the cache holds 6.", capacity=6, asked=7):
         cache.layer(0).update(tokens(3, 2), tokens(3, 2), torch.arange(5, 7))
     with refused("7 positions are asked for and the cache holds 6.", capacity=6, asked=7):
         cache.begin(torch.arange(7), 3)
-    assert torch.equal(cache.key_0, before)
+    assert torch.equal(cache.entries[0].key.data, before)
     assert cache.lengths.tolist() == [5, 5, 5]
 
 

@@ -101,8 +101,9 @@ def test_self_attention_decodes_as_measured_when_cached(case: Any, small_config:
     ]
     close(torch.cat(pieces, dim=1), batch_first(data["outputs"]["incremental"]), 1e-5)
     close(attention(hidden, mask=mask)[0], batch_first(data["outputs"]["full"]), 1e-5)
-    close(entry.key[:, : hidden.shape[1]], batch_first(data["outputs"]["cache_key"]), 1e-5)
-    close(entry.value[:, : hidden.shape[1]], batch_first(data["outputs"]["cache_value"]), 1e-5)
+    kept = cache.entries[0]
+    close(kept.key.data[:, : hidden.shape[1]], batch_first(data["outputs"]["cache_key"]), 1e-5)
+    close(kept.value.data[:, : hidden.shape[1]], batch_first(data["outputs"]["cache_value"]), 1e-5)
 
 
 def test_layer_agrees_when_it_is_a_decoders(case: Any, small_config: Any, build: Any) -> None:
