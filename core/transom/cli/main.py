@@ -41,6 +41,7 @@ _VERBS: Mapping[str, str] = {
     "lock": "Write down what a spec gets at every place, for others to get the same.",
     "schema": "Print the JSON Schema of specs or of cards.",
     "doctor": "Say what is wrong with this installation; exit with 1 when something is.",
+    "new": "Write a plugin that works, for its author to go on from.",
     "check": "Check a distribution or an implementation; exit with 1 when something is wrong.",
     "train": "Train the model that a spec describes.",
     "generate": "Continue a text with a trained checkpoint.",

@@ -1,0 +1,1 @@
+"""What helps somebody to publish a plugin: packages to begin with."""

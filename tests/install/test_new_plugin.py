@@ -1,0 +1,49 @@
+"""What `transom new` writes, as its author meets it: built, installed and tested, one package for every slot."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from transom.authoring.new_plugin import new_plugin
+from transom.authoring.plugin_files import STARTING_POINTS
+
+pytestmark = pytest.mark.install
+
+
+def _built(folder) -> str:
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", "dist"]
+    done = subprocess.run(build, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = (folder / "dist").glob("*.whl")
+    return str(wheel)
+
+
+@pytest.mark.parametrize("slot", [*STARTING_POINTS, "linear"])
+def test_new_plugin_builds_installs_and_passes_its_own_tests(slot, environment):
+    made = new_plugin(f"acme-{slot.replace('_', '-')}", slot, folder=environment.work / "plugin")
+    environment.install(_built(made.folder))
+    done = environment.run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(made.folder / "tests"))
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+    assert "failed" not in done.stdout
+
+
+def test_new_plugin_is_listed_and_serves_a_model(environment):
+    made = new_plugin("acme-attention", "core_attention", folder=environment.work / "plugin")
+    environment.install(_built(made.folder))
+    assert "acme_attention" in environment.transom("list", "core_attention").stdout
+    done = environment.transom("plan", "tiny-llama", "--use", "core_attention=acme_attention", "--mode", "infer")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "acme_attention" in done.stdout
+
+
+def test_new_plugin_whose_mathematics_is_wrong_fails_its_own_tests(environment):
+    made = new_plugin("acme-norm", "norm", folder=environment.work / "plugin")
+    source = made.folder / "src" / "acme_norm" / "norm.py"
+    source.write_text(source.read_text().replace("+ self.eps", ""))
+    environment.install(_built(made.folder))
+    done = environment.run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(made.folder / "tests"))
+    assert done.returncode == 1
+    assert "rmsnorm_small" in done.stdout
