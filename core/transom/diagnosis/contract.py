@@ -13,6 +13,7 @@ from transom.errors import PluginImportError
 from transom.registry.card import CardSection
 from transom.registry.implementation import import_object
 from transom.registry.signatures import builder_mismatches
+from transom.registry.submodules import submodules_complaints
 from transom.slots.slot import Slot
 
 __all__ = ["object_complaints"]
@@ -33,7 +34,7 @@ def object_complaints(builder: Any, slot: Slot, card: CardSection | None) -> tup
         *builder_mismatches(builder, slot.builder, slot.interfaces),
         *_class_method(builder, "supports"),
         *_class_method(builder, "parts"),
-        *_submodules(builder),
+        *submodules_complaints(builder),
         *_options(builder, card),
     )
 
@@ -49,24 +50,6 @@ def _class_method(builder: Any, name: str) -> Iterator[str]:
         inspect.signature(method).bind(object())
     except (TypeError, ValueError):
         yield f"has `{name}` that cannot be called with a request alone: it should be a class method"
-
-
-def _submodules(builder: Any) -> Iterator[str]:
-    has_parts, declared = hasattr(builder, "parts"), getattr(builder, "Submodules", None)
-    if declared is None:
-        if has_parts:
-            yield "has `parts` but no dataclass `Submodules` to receive them"
-        return
-    if not (isinstance(declared, type) and dataclasses.is_dataclass(declared)):
-        yield "has `Submodules` that is no dataclass"
-        return
-    required = [
-        field.name
-        for field in dataclasses.fields(declared)
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    ]
-    if not has_parts and required:
-        yield f"has `Submodules` that require {', '.join(required)}, but no `parts` that asks for them"
 
 
 def _options(builder: Any, card: CardSection | None) -> Iterator[str]:

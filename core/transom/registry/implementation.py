@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from transom.errors import CardError, PluginImportError
 from transom.registry.names import CORE, normalise
 from transom.registry.signatures import builder_mismatches
+from transom.registry.submodules import submodules_complaints
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -141,7 +142,7 @@ class Implementation:
             PluginImportError: when the import failed, or what was imported does not fit the slot.
         """
         builder = self.load()
-        complaints = builder_mismatches(builder, slot.builder, slot.interfaces)
+        complaints = (*builder_mismatches(builder, slot.builder, slot.interfaces), *submodules_complaints(builder))
         if complaints:
             raise PluginImportError(
                 f"{slot.name} {self.label} does not fit its slot: {self.value} {'; '.join(complaints)}.",

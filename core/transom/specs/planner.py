@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from transom.errors import SpecError
+from transom.errors import BuildError, SpecError
+from transom.registry.implementation import Implementation
 from transom.registry.policy import Policy
 from transom.registry.registry import Registry, default_registry
 from transom.registry.resolve import Resolution, parse_chain, resolve
+from transom.registry.submodules import unreceived
 from transom.registry.verdict import Verdict
 from transom.slots import SLOTS, Part, Request
 from transom.specs.bundle import Bundle, load_bundles
@@ -98,7 +100,7 @@ class Planner:
             asked_by=asked_by,
             resolution=resolution,
             options=self._typed_options(path, part.slot, builder, resolution.chosen.ref),
-            parts=self._parts(path, builder, part.request),
+            parts=self._parts(path, resolution.chosen, part.request),
             api=self.registry.slot(part.slot).api,
         )
 
@@ -139,16 +141,30 @@ class Planner:
             )
         return self._known[key]
 
-    def _parts(self, path: str, builder: Any, request: Request) -> dict[str, Node | tuple[Node, ...]]:
+    def _parts(self, path: str, chosen: Implementation, request: Request) -> dict[str, Node | tuple[Node, ...]]:
+        builder = chosen.load()
         declare = getattr(builder, "parts", None)
         if declare is None:
             return {}
+        try:
+            declared = declare(request)
+        except Exception as error:
+            error.add_note(f"while asking {chosen.slot} {chosen.label}, at {path or 'the model'}, for its parts")
+            raise
+        lost = unreceived(builder, declared)
+        if lost:
+            raise BuildError(
+                f"{path or 'the model'}, {chosen.slot} {chosen.label}: `parts` asks for {', '.join(lost)}, for which "
+                "its `Submodules` has no field.",
+                hint=f"report it to the authors of {chosen.distribution}",
+                path=path,
+            )
         found: dict[str, Node | tuple[Node, ...]] = {}
-        for name, part in declare(request).items():
+        for name, part in declared.items():
             if isinstance(part, Part):
                 found[name] = self._node(_join(path, part.path or name), part)
             else:
-                found[name] = tuple(self._node(_join(path, p.path or f"{name}.{i}"), p) for i, p in enumerate(part))
+                found[name] = tuple(self._node(_join(path, f"{name}.{i}"), p) for i, p in enumerate(part))
         return found
 
     def _typed_options(self, path: str, slot: str, builder: Any, ref: str) -> Any:

@@ -129,6 +129,11 @@ def test_load_for_accepts_what_fits_the_slot(site):
             "class Fast:\n    def __init__(self, config, hidden_size, eps): ...\n    def forward(self): ...",
             "makes a module whose forward takes no argument number 1 (`x`)",
         ),
+        (
+            "class Fast:\n    def __init__(self, config, hidden_size, eps): ...\n    def forward(self, x, /): ...\n"
+            "    @classmethod\n    def parts(cls, request): ...",
+            "has `parts` but no dataclass `Submodules` to receive them",
+        ),
     ],
 )
 def test_load_for_refuses_what_does_not_fit_the_slot(site, code, complaint):

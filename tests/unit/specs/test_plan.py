@@ -8,6 +8,7 @@ from dataclasses import make_dataclass
 
 import pytest
 from transom.errors import (
+    BuildError,
     ConfigError,
     PluginImportError,
     ResolutionError,
@@ -130,6 +131,35 @@ def test_plan_refuses_a_spec_that_cannot_be_planned(fakes, make_spec, changes, e
     with pytest.raises(error, match=text) as caught:
         plan(make_spec(**changes), registry=fakes)
     assert "in the mapping" in caught.value.asked_by
+
+
+def test_plan_refuses_an_architecture_with_parts_that_it_cannot_receive(fakes, make_spec, monkeypatch):
+    mlp = fakes.get("mlp", "fake_mlp").load()
+    monkeypatch.delattr(mlp, "Submodules")
+    with pytest.raises(ResolutionError, match="mlp 'fake_mlp' cannot serve") as caught:
+        plan(make_spec(), registry=fakes)
+    (failed,) = caught.value.failed
+    assert "its builder has `parts` but no dataclass `Submodules` to receive them" in failed
+
+
+def test_plan_refuses_parts_for_which_the_submodules_have_no_field(fakes, make_spec, monkeypatch):
+    mlp = fakes.get("mlp", "fake_mlp").load()
+    monkeypatch.setattr(mlp, "Submodules", fakes.get("layer", "fake_layer").load().Submodules)
+    with pytest.raises(BuildError) as caught:
+        plan(make_spec(), registry=fakes)
+    assert caught.value.what == (
+        "layers.0.mlp, mlp fake_mlp (acme-fakes 1.0): `parts` asks for up, down, for which its `Submodules` has no "
+        "field."
+    )
+    assert (caught.value.path, caught.value.hint) == ("layers.0.mlp", "report it to the authors of acme-fakes")
+
+
+def test_plan_says_whose_parts_raised(fakes, make_spec, monkeypatch):
+    mlp = fakes.get("mlp", "fake_mlp").load()
+    monkeypatch.setattr(mlp, "parts", classmethod(lambda cls, request: 1 / 0))
+    with pytest.raises(ZeroDivisionError) as caught:
+        plan(make_spec(), registry=fakes)
+    assert caught.value.__notes__ == ["while asking mlp fake_mlp (acme-fakes 1.0), at layers.0.mlp, for its parts"]
 
 
 def test_plan_refuses_a_mode_that_there_is_not(fakes, make_spec):

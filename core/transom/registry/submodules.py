@@ -1,0 +1,48 @@
+"""Whether an implementation that says what is inside it can receive the builders of that."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+__all__ = ["submodules_complaints", "unreceived"]
+
+
+def submodules_complaints(builder: Any) -> Iterator[str]:
+    """Yield what is wrong with a builder's ``Submodules``, to be read after "the builder".
+
+    Args:
+        builder: an implementation; one without ``parts`` needs no ``Submodules``.
+    """
+    has_parts, declared = hasattr(builder, "parts"), getattr(builder, "Submodules", None)
+    if declared is None:
+        if has_parts:
+            yield "has `parts` but no dataclass `Submodules` to receive them"
+        return
+    if not (isinstance(declared, type) and dataclasses.is_dataclass(declared)):
+        yield "has `Submodules` that is no dataclass"
+        return
+    required = [
+        field.name
+        for field in dataclasses.fields(declared)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    if not has_parts and required:
+        yield f"has `Submodules` that require {', '.join(required)}, but no `parts` that asks for them"
+
+
+def unreceived(builder: Any, names: Iterable[str]) -> tuple[str, ...]:
+    """Return those of its parts for which a builder's ``Submodules`` have no field.
+
+    Args:
+        builder: without complaints.
+        names: of its parts.
+
+    Example:
+        >>> from transom.transformer.mlp import MLP
+        >>> unreceived(MLP, ["linear_fc1", "linear_fc3"])
+        ('linear_fc3',)
+    """
+    known = {field.name for field in dataclasses.fields(builder.Submodules)}
+    return tuple(name for name in names if name not in known)
