@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,12 @@ from transom.slots.linear import LinearRequest
 from transom.slots.mlp import MLPRequest
 from transom.slots.request import ArchitectureRequest
 from transom.testing.assembly import assemble, node_of
-from transom.testing.case import Case, CaseSkipped, ConformanceError
+from transom.testing.case import Case, CaseSkipped
 from transom.testing.closeness import TOLERANCES, assert_close
+from transom.testing.parallel_vocabulary import compute_embedding, compute_loss, compute_model, model_request
+from transom.testing.pieces import DTYPE, FEATURES, Piece, Pieces, config_of, context_of, features_of, local, part, run
 from transom.testing.ranks import SIZE, ranks
-from transom.testing.subject import Subject, config_for
+from transom.testing.subject import Subject
 from transom.transformer.attention_mask import AttentionMask
 from transom.transformer.transformer_config import TransformerConfig
 
@@ -30,37 +32,24 @@ if TYPE_CHECKING:
 
 __all__ = ["parallel_cases"]
 
-_DTYPE = "float32"
-_FEATURES = ("tensor_parallel", "sequence_parallel")
 _SHAPE = (2, 4)
 _IN, _OUT, _H = 24, 40, 64
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A tensor of one rank: the same on all of them, or a part of the whole along a dimension."""
-
-    tensor: Tensor
-    dim: int | None = None
-
-
-Pieces = dict[str, Piece]
-
-
 def parallel_cases(subject: Subject) -> Iterator[Case]:
     """Make the cases of splitting over processes, for what is declared of it, in the slots that the kit can split."""
-    for feature in _FEATURES:
+    for feature in FEATURES:
         if feature not in subject.features or subject.slot.name not in _COMPUTE:
             continue
         reason = _unavailable(subject)
         shows = f"with {feature}, {SIZE} processes together give what one gives"
-        yield Case("parallel", feature, shows, partial(_check, subject, feature), _DTYPE, subject.device, reason)
+        yield Case("parallel", feature, shows, partial(_check, subject, feature), DTYPE, subject.device, reason)
 
 
 def _unavailable(subject: Subject) -> str | None:
     if subject.device != "cpu":
         return "the kit starts several processes on the CPU alone"
-    return None if _DTYPE in subject.dtypes else f"the kit compares processes in {_DTYPE} alone"
+    return None if DTYPE in subject.dtypes else f"the kit compares processes in {DTYPE} alone"
 
 
 def _check(subject: Subject, feature: str) -> None:
@@ -69,7 +58,7 @@ def _check(subject: Subject, feature: str) -> None:
     _require_parts(subject, sequence)
     whole = compute(subject.implementation, False, None)
     parts = ranks().run(compute, subject.implementation, sequence)
-    tolerance = TOLERANCES[_DTYPE]
+    tolerance = TOLERANCES[DTYPE]
     for name, one in whole.items():
         pieces = [part[name] for part in parts]
         allowed = tolerance.gradients if "gradient" in name else tolerance.outputs
@@ -87,60 +76,33 @@ def _require_parts(subject: Subject, sequence: bool) -> None:
     if make is None:
         return
     try:
-        node_of(subject, make(subject, _config(SIZE, sequence)))
+        node_of(subject, make(subject, config_of(SIZE, sequence)))
     except ResolutionError as error:
         raise CaseSkipped(f"nothing that is installed can be split inside it: {error.what}") from error
-
-
-def _config(size: int, sequence: bool) -> TransformerConfig:
-    return config_for(
-        num_query_groups=2,
-        position_embedding_type="rope",
-        tensor_model_parallel_size=size,
-        sequence_parallel=sequence,
-        params_dtype=_DTYPE,
-    )
-
-
-def _context(subject: Subject, config: TransformerConfig) -> Any:
-    return subject.context(_DTYPE, tensor_parallel_size=config.tensor_model_parallel_size)
-
-
-def _run(module: nn.Module, x: Tensor, call: Callable[[Tensor], Tensor], direction: Tensor) -> tuple[Tensor, Tensor]:
-    """Run forward and backward; give the output and the gradient of the input."""
-    x = x.clone().requires_grad_()
-    output = call(x)
-    if output.shape != direction.shape:
-        raise ConformanceError(f"the output has shape {list(output.shape)}, expected {list(direction.shape)}")
-    (output * direction).sum().backward()  # type: ignore[no-untyped-call]
-    assert x.grad is not None
-    return output.detach(), x.grad
-
-
-def _part(x: Tensor, dim: int, group: ProcessGroup | None, *, split: bool = True) -> Tensor:
-    """Give this rank's part of a whole tensor."""
-    return x if group is None or not split else x.chunk(group.size(), dim=dim)[group.rank()].contiguous()
 
 
 def _linear(implementation: Implementation, sequence: bool, group: ProcessGroup | None) -> Pieces:
     """Compute with a column linear, whose output is gathered, or a row linear, whose input is split."""
     subject = Subject(implementation)
     is_column = subject.slot.name == "column_linear"
-    config = _config(1 if group is None else group.size(), sequence)
-    features = frozenset() if group is None else frozenset(_FEATURES if sequence else _FEATURES[:1])
+    config = config_of(1 if group is None else group.size(), sequence)
     request = LinearRequest(
-        context=_context(subject, config), features=features, input_size=_IN, output_size=_OUT, bias=True
+        context=context_of(subject, config),
+        features=features_of(group, sequence),
+        input_size=_IN,
+        output_size=_OUT,
+        bias=True,
     )
     torch.manual_seed(3)
     module = _build_linear(subject, request, config, is_column, group)
     bias, x, direction = torch.randn(_OUT), torch.randn(*_SHAPE, _IN), torch.randn(*_SHAPE, _OUT)
     with torch.no_grad():
-        module.get_parameter("bias").copy_(_part(bias, 0, group, split=is_column))
+        local(module.get_parameter("bias")).copy_(part(bias, 0, group, split=is_column))
     if is_column:
-        given, back = _part(x, 1, group, split=sequence), direction
+        given, back = part(x, 1, group, split=sequence), direction
     else:
-        given, back = _part(x, 2, group), _part(direction, 1, group, split=sequence)
-    output, gradient = _run(module, given, lambda x: module(x)[0], back)
+        given, back = part(x, 2, group), part(direction, 1, group, split=sequence)
+    output, gradient = run(lambda x: module(x)[0], given, back)
     weight = module.get_parameter("weight").grad
     assert weight is not None
     split = {True: 1, False: None}[sequence and group is not None]
@@ -148,12 +110,12 @@ def _linear(implementation: Implementation, sequence: bool, group: ProcessGroup 
         return {
             "output": Piece(output),
             "the gradient of x": Piece(gradient, split),
-            "the gradient of weight": Piece(weight, 0),
+            "the gradient of weight": Piece(local(weight), 0),
         }
     return {
         "output": Piece(output, split),
         "the gradient of x": Piece(gradient, 2),
-        "the gradient of weight": Piece(weight, 1),
+        "the gradient of weight": Piece(local(weight), 1),
     }
 
 
@@ -179,10 +141,10 @@ def _build_linear(
 def _architecture(implementation: Implementation, sequence: bool, group: ProcessGroup | None) -> Pieces:
     """Compute with an architecture whose linears are split inside it: its input and output are whole on every rank."""
     subject = Subject(implementation)
-    config = _config(1 if group is None else group.size(), sequence)
+    config = config_of(1 if group is None else group.size(), sequence)
     torch.manual_seed(3)
     named: dict[str, Any] = {} if subject.slot.name == "mlp" else {"layer_number": 1}
-    request = _REQUESTS[subject.slot.name](subject, config)
+    request = _ARCHITECTURES[subject.slot.name](subject, config)
     module = assemble(subject, request, tp_group=group, **named)
     torch.manual_seed(4)
     x, other, direction = (torch.randn(*_SHAPE, _H) for _ in range(3))
@@ -197,7 +159,7 @@ def _architecture(implementation: Implementation, sequence: bool, group: Process
         assert isinstance(output, Tensor)
         return output if bias is None or subject.slot.name == "layer" else output + bias
 
-    output, gradient = _run(module, x, call, direction)
+    output, gradient = run(call, x, direction)
     return {"output": Piece(output), "the gradient of the input": Piece(gradient)}
 
 
@@ -208,21 +170,26 @@ def _of(kind: Callable[..., ArchitectureRequest], masks: frozenset[str]) -> _Req
     def request(subject: Subject, config: TransformerConfig) -> ArchitectureRequest:
         size = config.tensor_model_parallel_size
         features = frozenset({"tensor_parallel"} if size > 1 else ())
-        made = kind(context=_context(subject, config), features=features, config=config)
+        made = kind(context=context_of(subject, config), features=features, config=config)
         return replace(made, masks=masks)
 
     return request
 
 
-_REQUESTS: dict[str, _Request] = {
+_ARCHITECTURES: dict[str, _Request] = {
     "mlp": _of(MLPRequest, frozenset()),
     "self_attention": _of(AttentionRequest, frozenset({"causal"})),
     "cross_attention": _of(AttentionRequest, frozenset()),
     "layer": _of(LayerRequest, frozenset({"causal"})),
 }
+_REQUESTS: dict[str, _Request] = {**_ARCHITECTURES, "model": model_request}
+
 
 _COMPUTE: dict[str, Callable[[Implementation, bool, ProcessGroup | None], Pieces]] = {
     "column_linear": _linear,
     "row_linear": _linear,
-    **dict.fromkeys(_REQUESTS, _architecture),
+    "embedding": compute_embedding,
+    "loss": compute_loss,
+    **dict.fromkeys(_ARCHITECTURES, _architecture),
+    "model": compute_model,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transom.transformer.collectives import Ranks, copy_to_ranks, gather_sequence, max_over_ranks, sum_over_ranks
 
 
 class Right(nn.Module):
@@ -73,3 +74,42 @@ class NarrowsFloat64(Right):
 class WeightDetached(Right):
     def logits(self, hidden, weight, bias):
         return super().logits(hidden, weight.detach(), bias)
+
+
+class ParallelRight(Right):
+    def __init__(self, config, *, request):
+        super().__init__(config, request=request)
+        self.sequence = config.sequence_parallel
+
+    def forward(self, hidden, weight, labels, bias=None, /):
+        if not hasattr(weight, "to_local"):
+            return super().forward(hidden, weight, labels, bias)
+        ranks = Ranks.of(weight.device_mesh.get_group())
+        logits = F.linear(self.enter(hidden, ranks), weight.to_local(), bias.to_local()).float()
+        peak = max_over_ranks(logits.detach().amax(-1), ranks)
+        log_z = peak + self.total((logits - peak[..., None]).exp().sum(-1), ranks).log()
+        places = labels - ranks.rank * logits.shape[-1]
+        elsewhere = (places < 0) | (places >= logits.shape[-1])
+        chosen = logits.gather(-1, places.masked_fill(elsewhere, 0)[..., None])[..., 0].masked_fill(elsewhere, 0.0)
+        return (log_z - sum_over_ranks(chosen, ranks)).masked_fill(labels == self.ignore_index, 0.0)
+
+    def enter(self, hidden, ranks):
+        return gather_sequence(hidden, ranks) if self.sequence else copy_to_ranks(hidden, ranks)
+
+    def total(self, part, ranks):
+        return sum_over_ranks(part, ranks)
+
+
+class ParallelPartitionOfItsPart(ParallelRight):
+    def total(self, part, ranks):
+        return part
+
+
+class ParallelGradientNotSummed(ParallelRight):
+    def enter(self, hidden, ranks):
+        return hidden
+
+
+class ParallelSequenceForgotten(ParallelRight):
+    def enter(self, hidden, ranks):
+        return copy_to_ranks(hidden, ranks)

@@ -18,11 +18,13 @@ class ParallelUnsummed(RowParallelLinear):
 
 class ParallelBiasOnEveryRank(RowParallelLinear):
     def forward(self, x, /):
-        return self._leave(F.linear(self._enter(x, self._ranks), self.weight, self.bias), self._ranks), None
+        ranks = self.shard.ranks
+        product = F.linear(self._enter(x, ranks), self.shard.local(self.weight), self.bias)
+        return self._leave(product, ranks), None
 
 
 class ParallelRaises(RowParallelLinear):
     def forward(self, x, /):
-        if self._ranks.size > 1:
+        if self.shard.ranks.size > 1:
             raise RuntimeError("the ranks have drifted apart")
         return super().forward(x)
