@@ -56,8 +56,10 @@ class Concat:
 
     def backward(self, tensors: Sequence[Tensor], /) -> list[Tensor]:
         """Give views of the parts."""
+        import torch
+
         (whole,) = tensors
-        return list(whole.split(_sizes(whole.shape[self.dim], self.parts), self.dim))
+        return list(torch.split(whole, _sizes(whole.shape[self.dim], self.parts), self.dim))
 
 
 @final
@@ -117,10 +119,12 @@ class Interleave:
 
     def backward(self, tensors: Sequence[Tensor], /) -> list[Tensor]:
         """Take them apart."""
+        import torch
+
         (whole,) = tensors
         grouped = whole.reshape(self.groups, -1, *whole.shape[1:])  # [g, rows of a group, ...]
         unit = _divided(grouped.shape[1], sum(self.shares))
-        parts = grouped.split([unit * share for share in self.shares], dim=1)
+        parts = torch.split(grouped, [unit * share for share in self.shares], dim=1)
         return [part.flatten(0, 1) for part in parts]
 
 
@@ -180,7 +184,7 @@ class RotaryPermute:
 
         heads = tensor.reshape(-1, self.head_size, *tensor.shape[1:])  # [heads · d, ...] -> [heads, d, ...]
         rotated = self.head_size if self.rotary_dim is None else self.rotary_dim
-        turned = heads[:, :rotated].unflatten(1, sizes).transpose(1, 2).flatten(1, 2)
+        turned = heads[:, :rotated].reshape(len(heads), *sizes, *tensor.shape[1:]).transpose(1, 2).flatten(1, 2)
         return torch.cat([turned, heads[:, rotated:]], dim=1).flatten(0, 1)
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from transom.checkpoint.hugging_face.gemma2 import GEMMA2
+from transom.checkpoint.hugging_face.gpt2 import GPT2
+from transom.checkpoint.hugging_face.gpt_neox import GPT_NEOX
 from transom.checkpoint.hugging_face.llama import LLAMA
+from transom.checkpoint.hugging_face.mistral import MISTRAL
+from transom.checkpoint.hugging_face.olmo2 import OLMO2
+from transom.checkpoint.hugging_face.phi3 import PHI3
+from transom.checkpoint.hugging_face.qwen import QWEN2, QWEN3
 from transom.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -14,7 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = ["FAMILIES", "family_of"]
 
-FAMILIES: Mapping[str, Family] = {family.model_type: family for family in (LLAMA,)}
+FAMILIES: Mapping[str, Family] = {
+    family.model_type: family
+    for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, PHI3, OLMO2, GPT2, GPT_NEOX)
+}
+"""In the order in which one is looked for that can tell a spec."""
 
 
 def family_of(settings: Settings) -> Family:

@@ -43,14 +43,21 @@ IGNORED = ("rotary_emb.inv_freq",)
 BIASES = "biases here are in all linears of a layer or in none"
 
 
-def fields(*, length: int = 2048, epsilon: float = 1e-6, tied: bool = False, act: str = "hidden_act") -> list[Field]:
+def fields(
+    *,
+    length: int = 2048,
+    epsilon: float = 1e-6,
+    tied: bool = False,
+    act: str = "hidden_act",
+    default_act: str = "silu",
+) -> list[Field]:
     """Give the fields of a relative of Llama; the arguments are what its config has where nothing is said."""
     return [
         *SIZES,
         Field("max_position_embeddings", "max_sequence_length", length),
         Field("rms_norm_eps", "config.layernorm_epsilon", epsilon),
         Field("tie_word_embeddings", "share_embeddings_and_output_weights", tied),
-        activation(act, "silu"),
+        activation(act, default_act),
     ]
 
 
