@@ -24,6 +24,7 @@ from transom.specs.node import Replacement
 from transom.specs.plan import Node, Plan, Use
 from transom.specs.plan import plan as make_plan
 from transom.specs.spec import ModelSpec
+from transom.transformer.sharding import mark_partial_gradients
 
 __all__ = ["build", "check_ranks", "module_of", "modules_of"]
 
@@ -75,7 +76,7 @@ def build(
         check_ranks(the_plan, tp_group)
     device = str(device or the_plan.context.device)
     _check_present(device)
-    making = _Making(load_hooks(the_plan.hooks))
+    making = _Making(load_hooks(the_plan.hooks), the_plan.config.sequence_parallel)
     with torch.device(device), _seeded(seed, device):
         model = _Builder(the_plan.root, making)(the_plan.config, tp_group=tp_group)
     model.__dict__["plan"] = making.annotated(the_plan)
@@ -163,11 +164,13 @@ class _Making:
 
     Args:
         hooks: in the order in which they run.
+        sequence_parallel: whether norms act on each rank's part of the sequence.
         shared: modules of shared slots that were already made.
         replacements: what hooks put in the place of modules, by path.
     """
 
     hooks: Sequence[LiveHook]
+    sequence_parallel: bool = False
     shared: dict[Hashable, nn.Module] = field(default_factory=dict)
     replacements: dict[str, tuple[Replacement, ...]] = field(default_factory=dict)
 
@@ -242,6 +245,8 @@ class _Builder:
                 hint="report it to the plugin's authors",
                 path=self.node.path,
             )
+        if self.node.slot == "norm" and self.making.sequence_parallel:
+            mark_partial_gradients(module)
         return self.making.hooked(module, self.node)
 
     def _submodules(self) -> Any:

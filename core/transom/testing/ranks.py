@@ -1,4 +1,4 @@
-"""Two processes in one process group, kept for all jobs of a run: starting them costs more than what they do."""
+"""Processes in one process group, kept for all jobs of a run: starting them costs more than what they do."""
 
 from __future__ import annotations
 
@@ -33,19 +33,20 @@ class Ranks:
 
     Args:
         path: where they import from.
+        size: how many there are.
     """
 
-    def __init__(self, path: tuple[str, ...]) -> None:
+    def __init__(self, path: tuple[str, ...], size: int = SIZE) -> None:
         store = Path(tempfile.mkdtemp(prefix="transom-ranks-")) / "store"
         program = "from transom.testing.ranks import serve; serve()"
         self.processes = [
             subprocess.Popen(
-                [sys.executable, "-c", program, str(rank), str(store)],
+                [sys.executable, "-c", program, str(rank), str(size), str(store)],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
             )
-            for rank in range(SIZE)
+            for rank in range(size)
         ]
         atexit.register(self.close)
 
@@ -81,23 +82,23 @@ class Ranks:
             process.communicate()  # wait, and close the pipes
 
 
-def ranks() -> Ranks:
+def ranks(size: int = SIZE) -> Ranks:
     """Give this process's ranks, started when first asked for; they import from where this process does now."""
-    return _ranks(tuple(filter(None, sys.path)))
+    return _ranks(tuple(filter(None, sys.path)), size)
 
 
 @cache
-def _ranks(path: tuple[str, ...]) -> Ranks:
-    return Ranks(path)
+def _ranks(path: tuple[str, ...], size: int) -> Ranks:
+    return Ranks(path, size)
 
 
 def serve() -> None:
     """Run jobs as one of the ranks, until there is nobody left to ask for one."""
-    rank, store = int(sys.argv[1]), sys.argv[2]
+    rank, size, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what is printed must not get between the answers
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=SIZE)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
     while True:
         try:
             function, arguments = pickle.load(sys.stdin.buffer)

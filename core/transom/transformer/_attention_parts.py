@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from transom.errors import ConfigError, ParallelError
 from transom.transformer.collectives import Ranks, copy_to_ranks
+from transom.transformer.sharding import mark_partial_gradients
 from transom.transformer.split_random import drawn_apart
 
 if TYPE_CHECKING:
@@ -63,7 +64,11 @@ def make_query_key_norms(
     if submodules.q_layernorm is None or submodules.k_layernorm is None:
         raise _missing_part("q_layernorm and k_layernorm", "qk_layernorm", True)
     query_norm = submodules.q_layernorm(config, hidden_size=query_width, eps=eps)
-    return query_norm, submodules.k_layernorm(config, hidden_size=key_width, eps=eps)
+    key_norm = submodules.k_layernorm(config, hidden_size=key_width, eps=eps)
+    if config.tensor_model_parallel_size > 1:  # each rank norms its own heads
+        mark_partial_gradients(query_norm)
+        mark_partial_gradients(key_norm)
+    return query_norm, key_norm
 
 
 def query_key_norm_widths(config: TransformerConfig) -> tuple[int, int]:

@@ -35,6 +35,8 @@ __all__ = [
     "ShardedTensor",
     "ShardedTensorFactory",
     "local_part",
+    "mark_partial_gradients",
+    "partial_gradients",
     "own_sharded_state",
     "replica_of",
     "replicated",
@@ -342,6 +344,26 @@ def _with_one_owner_each(state: ShardedStateDict) -> ShardedStateDict:
         is_copy = owner != shard.key
         found[name] = replace(shard, key=owner, replica_id=(*shard.replica_id, 1)) if is_copy else shard
     return found
+
+
+def mark_partial_gradients(module: object) -> None:
+    """Say that each tensor-parallel rank computes with a part of what these replicated parameters act on.
+
+    Their gradients are then parts of a sum that nobody has taken yet: norms of heads, which are split over the ranks,
+    and under sequence parallelism norms of tokens.
+    """
+    module.__dict__["gradients_are_partial"] = True
+
+
+def partial_gradients(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Give the parameters below a module whose gradients must be summed over the tensor-parallel ranks, each once."""
+    found = {
+        id(parameter): parameter
+        for part in module.modules()
+        if part.__dict__.get("gradients_are_partial", False)
+        for parameter in part.parameters()
+    }
+    yield from found.values()
 
 
 class ShardedModule(nn.Module):
