@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from transom.checkpoint.module_layout import keep_state_canonical
 from transom.errors import BuildError, PlanMismatchError, SpecError
 from transom.registry.hooks import LiveHook, load_hooks
 from transom.registry.registry import default_registry
@@ -247,6 +248,7 @@ class _Builder:
             )
         if self.node.slot == "norm" and self.making.sequence_parallel:
             mark_partial_gradients(module)
+        keep_state_canonical(module)
         return self.making.hooked(module, self.node)
 
     def _submodules(self) -> Any:
