@@ -286,11 +286,11 @@ def test_impolite_import_is_caught(part):
     outcome = run_case(_case(part("norm", "Impolite", module="impolite"), "import/hygiene"))
     assert outcome.status == "failed"
     for what in (
-        "the environment",
-        "the warnings filters",
-        "Python's random state",
-        "torch's random state",
-        "torch's default dtype",
-        "the number of threads",
+        "the environment variable IMPOLITE, now '1'",
+        "the warnings filter ('ignore', None, <class 'Warning'>, None, 0), which is new",
+        "the random state of Python",
+        "the random state of torch",
+        "the default dtype of torch, from torch.float32 to torch.float64",
+        "the number of threads of torch",
     ):
         assert what in outcome.detail

@@ -1,3 +1,5 @@
+"""Whether an import changes what all code in a process shares, as the conformance kit says it."""
+
 from __future__ import annotations
 
 import pytest
@@ -18,14 +20,15 @@ def test_check_import_blames_the_module_that_did_it(site, make_card, monkeypatch
     names = {name: f"acme_norm.{name}:Norm" for name in MODULES}
     site.install("acme-norm", {"norm": names}, card=make_card(*(f"norm.{name}" for name in MODULES)))
     for name, code in MODULES.items():
-        (site.root / "acme_norm" / f"{name}.py").write_text(code)
+        (site.root / "acme_norm" / f"{name}.py").write_text(f"{code}\nfrom acme_norm.parts import Fast as Norm\n")
     registry = Registry()
     monkeypatch.setattr(hygiene, "default_registry", lambda: registry)
     check_import(registry.get("norm", "quiet"))
     said = {
-        "restless": r"^importing acme_norm\.restless changes the environment, the recursion limit$",
+        "restless": r"^importing acme_norm\.restless changes the recursion limit, from \d+ to 2345; "
+        "the environment variable MOON, now 'full'$",
         "loud": r"^importing acme_norm\.loud prints 'hello\\n'$",
-        "broken": r"(?s)^importing acme_norm\.broken failed:\n.*KeyError: 'moon'",
+        "broken": r"(?s)^importing acme_norm\.broken failed: it cannot be imported: KeyError: 'moon'\nTraceback",
     }
     for name, words in said.items():
         with pytest.raises(ConformanceError, match=words):
@@ -33,7 +36,7 @@ def test_check_import_blames_the_module_that_did_it(site, make_card, monkeypatch
 
 
 def test_check_import_tells_when_the_process_dies(norm):
-    with pytest.raises(ConformanceError, match=r"^the process that imports acme_norm\.parts ended with 3:"):
+    with pytest.raises(ConformanceError, match=r"^importing acme_norm\.parts failed: it ended the process with 3"):
         check_import(norm(code="import os\nos._exit(3)"))
 
 
