@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from transom.composition import module_of
+from transom.composition import module_of, modules_of
 from transom.errors import SpecError
 from transom.registry.implementation import REGISTERED, Implementation
 from transom.registry.policy import Policy
@@ -24,7 +24,7 @@ from transom.transformer import parts
 from transom.transformer.spec_utils import ModuleSpec
 from transom.transformer.transformer_config import TransformerConfig
 
-__all__ = ["build_module"]
+__all__ = ["build_module", "layer_builders"]
 
 Entry = ModuleSpec | Callable[..., Any] | str | None
 """Who fills a place; `None` = the default of its slot."""
@@ -92,6 +92,50 @@ def build_module(
         arguments["layer_number"] = layer_number
     with torch.device(device):
         return module_of(_node(spec, place, slot))(config, tp_group=tp_group, **arguments)
+
+
+def layer_builders(
+    spec: ModuleSpec | Callable[..., Any] | str,
+    config: TransformerConfig,
+    numbers: Iterable[int],
+    *,
+    cross_attention: bool = False,
+    mode: Literal["train", "infer"] = "train",
+    masks: Iterable[str] = ("causal",),
+) -> list[Callable[..., Any]]:
+    """Resolve the layers of a stack from one spec.
+
+    Args:
+        spec: of each layer, as for `build_module`.
+        config: of the transformer.
+        numbers: of the layers, counted from 1.
+        cross_attention: the layers read another sequence too.
+        mode: ``"train"`` or ``"infer"``.
+        masks: kinds of attention mask that callers will pass.
+
+    Returns:
+        for each layer what builds it, called with ``config``, ``layer_number`` and ``tp_group``, on torch's default
+        device.
+
+    Raises:
+        SpecError: as `build_module`.
+        TransomError: whatever resolving a name raises.
+
+    Example:
+        >>> config = TransformerConfig(num_layers=2, hidden_size=8, num_attention_heads=2)
+        >>> first, second = layer_builders("transformer_layer", config, (1, 2))
+        >>> first(config, layer_number=1)(torch.zeros(1, 3, 8))[0].shape
+        torch.Size([1, 3, 8])
+    """
+    context = BuildContext(
+        device=torch.get_default_device().type,
+        dtype=config.params_dtype,
+        mode=mode,
+        tensor_parallel_size=config.tensor_model_parallel_size,
+    )
+    around = ArchitectureRequest(context=context, config=config, masks=frozenset(masks))
+    places = (parts.layer(around, number, cross_attention=cross_attention) for number in numbers)
+    return [*modules_of(_node(spec, place, "layer") for place in places)]
 
 
 def _node(entry: Entry, place: Part, path: str) -> Node:

@@ -1,0 +1,93 @@
+"""From a spec's parts to a T5: what `model: t5` builds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from transom.models.t5.masks import LOOKING_BACK
+from transom.models.t5.submodules import T5Options, T5Submodules, disagreements
+from transom.models.t5.t5_model import T5Model
+from transom.transformer import parts
+
+if TYPE_CHECKING:
+    import torch
+
+    from transom.slots import Part, Parts
+    from transom.slots.model import ModelBuilder, ModelRequest
+    from transom.transformer.transformer_config import TransformerConfig
+
+__all__ = ["T5Assembly", "assemble_t5"]
+
+
+class T5Assembly:
+    """Makes a `T5Model` from a spec's parts; registered as ``t5`` in the slot ``model``."""
+
+    Submodules = T5Submodules
+    Options = T5Options
+
+    @staticmethod
+    def supports(request: ModelRequest) -> Sequence[str]:
+        """Say what a T5 cannot be."""
+        return [what for _, what in disagreements(request.config, request.encoder_config or request.config)]
+
+    @staticmethod
+    def parts(request: ModelRequest) -> Parts:
+        """Name the places inside a T5 and what each must serve."""
+        config, hidden, vocab = request.config, request.config.hidden_size, request.vocab_size
+        encoder = replace(request, config=request.encoder_config or config, masks=request.masks - LOOKING_BACK)
+        places: dict[str, Part | Sequence[Part]] = {
+            "word_embeddings": parts.embedding(request, vocab, hidden, path="embedding.word_embeddings"),
+        }
+        if config.position_embedding_type == "learned_absolute":
+            places["position_embeddings"] = parts.embedding(
+                request, request.max_sequence_length, hidden, path="embedding.position_embeddings"
+            )
+        places["encoder_layers"] = [
+            parts.layer(encoder, number, path=f"encoder.layers.{number - 1}")
+            for number in range(1, encoder.config.num_layers + 1)
+        ]
+        places["encoder_final_layernorm"] = parts.norm(encoder, hidden, path="encoder.final_layernorm")
+        places["decoder_layers"] = [
+            parts.layer(request, number, cross_attention=True, path=f"decoder.layers.{number - 1}")
+            for number in range(1, config.num_layers + 1)
+        ]
+        places["decoder_final_layernorm"] = parts.norm(request, hidden, path="decoder.final_layernorm")
+        if not request.share_embeddings_and_output_weights:
+            places["output_layer"] = parts.column_linear(
+                request, hidden, vocab, bias=False, path="lm_head.output_layer"
+            )
+        places["loss"] = parts.loss(request, vocab)
+        places["kv_cache"] = parts.kv_cache(request)
+        return places
+
+    def __call__(
+        self,
+        config: TransformerConfig,
+        submodules: T5Submodules,
+        *,
+        request: ModelRequest,
+        tp_group: torch.distributed.ProcessGroup | None = None,
+        options: T5Options | None = None,
+    ) -> T5Model:
+        """Make every part, in the order in which tokens meet them."""
+        return T5Model(
+            config,
+            request.encoder_config or config,
+            submodules.encoder_layers,
+            submodules.decoder_layers,
+            request.vocab_size,
+            request.max_sequence_length,
+            share_embeddings_and_output_weights=request.share_embeddings_and_output_weights,
+            submodules=submodules,
+            options=options,
+            masks=request.masks,
+            tp_group=tp_group,
+        )
+
+
+assemble_t5 = T5Assembly()
+
+if TYPE_CHECKING:
+    _builder: ModelBuilder = assemble_t5

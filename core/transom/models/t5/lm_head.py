@@ -1,0 +1,149 @@
+"""From the decoder's hidden states to logits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from transom.errors import InputError
+from transom.transformer.linear import ColumnLinear
+from transom.transformer.module import Module
+from transom.transformer.utils import torch_dtype
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from transom.slots.linear import ColumnLinearBuilder
+    from transom.transformer.transformer_config import TransformerConfig
+
+__all__ = ["T5LMHead", "TiedOutput"]
+
+
+@final
+class TiedOutput(nn.Module):
+    """A linear whose weight is somebody else's: only a bias, or nothing at all, is its own.
+
+    Args:
+        size: v.
+        bias: have a bias, zero at first.
+        dtype: of the bias.
+    """
+
+    def __init__(self, size: int, *, bias: bool, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.empty(size, dtype=dtype)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fill the bias with zeros."""
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Map ``x [..., h]`` to ``[..., v]`` by a weight ``[v, h]``."""
+        return F.linear(x, weight, self.bias)
+
+
+@final
+class T5LMHead(Module):
+    """``hidden @ weight.T + bias``: the weight is its own, or the word embeddings; a bias goes with those only.
+
+    Args:
+        config: h, dtype and initialisation.
+        parallel_output: leave logits split over the tensor-parallel ranks.
+        vocab_size: v.
+        pre_process: the word embeddings are on this pipeline stage; where they are shared and are not, the head has a
+            copy of them.
+        share_embeddings_and_output_weights: the weight is the word embeddings.
+        output_layer: builds the linear, where the head has a weight; `None` = core's own.
+        bias: have a bias; `None` = iff weights are shared.
+        tp_group: tensor-parallel process group.
+
+    Source: Raffel et al. 2020; the bias of the tied head is Megatron-core's.
+
+    Example:
+        >>> from transom import TransformerConfig
+        >>> config = TransformerConfig(num_layers=1, hidden_size=4, num_attention_heads=1)
+        >>> head = T5LMHead(config, parallel_output=True, vocab_size=10, share_embeddings_and_output_weights=True)
+        >>> [name for name, _ in head.named_parameters()], head(torch.ones(1, 2, 4), torch.ones(10, 4)).shape
+        (['output_layer.bias'], torch.Size([1, 2, 10]))
+    """
+
+    output_layer: Any
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        parallel_output: bool,
+        vocab_size: int,
+        pre_process: bool = True,
+        share_embeddings_and_output_weights: bool = False,
+        *,
+        output_layer: ColumnLinearBuilder | None = None,
+        bias: bool | None = None,
+        tp_group: ProcessGroup | None = None,
+    ) -> None:
+        super().__init__(config)
+        has_bias = share_embeddings_and_output_weights if bias is None else bias
+        self.is_tied = share_embeddings_and_output_weights and pre_process
+        if self.is_tied:
+            self.output_layer = TiedOutput(vocab_size, bias=has_bias, dtype=torch_dtype(config.params_dtype))
+            return
+        self.output_layer = (output_layer or ColumnLinear)(
+            config.hidden_size,
+            vocab_size,
+            config=config,
+            init_method=config.init_method,
+            gather_output=not parallel_output,
+            bias=has_bias,
+            skip_bias_add=False,
+            is_expert=False,
+            tp_comm_buffer_name=None,
+            tp_group=tp_group,
+        )
+
+    @property
+    def bias(self) -> Tensor | None:
+        """``[v]``, or `None`."""
+        bias: Tensor | None = getattr(self.output_layer, "bias", None)
+        return bias
+
+    def weight_of(self, word_embeddings_weight: Tensor | None) -> Tensor:
+        """Give the weight ``[v, h]`` that logits are made with.
+
+        Raises:
+            InputError: it is the word embeddings, and they are not given.
+        """
+        if not self.is_tied:
+            weight: Tensor = self.output_layer.weight
+            return weight
+        if word_embeddings_weight is None:
+            raise InputError(
+                "the head's weight is the word embeddings, and they are not given.",
+                asked_by="T5LMHead.forward(word_embeddings_weight=...)",
+                hint="pass embedding.word_embeddings.weight",
+            )
+        return word_embeddings_weight
+
+    def forward(self, hidden_states: Tensor, word_embeddings_weight: Tensor | None = None) -> Tensor:
+        """Make logits.
+
+        Args:
+            hidden_states: ``[b, s, h]``.
+            word_embeddings_weight: ``[v, h]``; needed where it is the weight, and not read elsewhere.
+
+        Returns:
+            ``[b, s, v]``.
+
+        Raises:
+            InputError: the word embeddings are the weight, and are not given.
+        """
+        if self.is_tied:
+            tied: Tensor = self.output_layer(hidden_states, self.weight_of(word_embeddings_weight))
+            return tied
+        logits, _ = self.output_layer(hidden_states)
+        own: Tensor = logits
+        return own
