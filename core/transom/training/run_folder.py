@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,9 +109,12 @@ class RunFolder:
     def alone(self) -> Iterator[None]:
         """Keep every other process from writing a run here, until this one leaves or is killed.
 
+        A folder that was made for a run that comes to nothing is removed again.
+
         Raises:
             OutputError: another process is writing here, or the folder cannot be made.
         """
+        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
         self._make(self.path)
         handle = os.open(self.path, os.O_RDONLY)
         try:
@@ -122,6 +125,9 @@ class RunFolder:
         except BlockingIOError as error:
             what = f"another process is writing a run into {self.path}."
             raise OutputError(what, hint="wait for it, or another folder with --out", path=self.path) from error
+        except BaseException:
+            _remove_empty(made)
+            raise
         finally:
             os.close(handle)
 
@@ -130,6 +136,15 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise output_error(path, error) from error
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders, the inner ones first, as far as nothing is in them."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
 
 
 def _partial(path: Path) -> bool:

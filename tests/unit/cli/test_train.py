@@ -160,3 +160,14 @@ def test_help_loads_no_torch(verb):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert f"transom {verb} " in done.stdout
     assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_train_leaves_no_folder_for_a_device_that_is_not_here(tmp_path, capsys):
+    assert main(["train", "tiny-llama", "--device", "cuda:63", "--out", str(tmp_path / "runs" / "first")]) == 2
+    assert capsys.readouterr().err.startswith("SpecError: device 'cuda:63' cannot be used here: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_train_quotes_the_option_that_is_wrong(tmp_path, capsys):
+    assert main(["train", "tiny-llama", "--use", "norm=torch_nrm", "--out", str(tmp_path / "first")]) == 2
+    assert "\n  Asked by:   --use norm=torch_nrm\n" in capsys.readouterr().err

@@ -97,3 +97,21 @@ def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"cannot write .*: Not a directory"):
         RunFolder(tmp_path / "file" / "run").alone().__enter__()
+
+
+def test_folder_made_for_what_comes_to_nothing_is_removed_with_its_parents(tmp_path):
+    folder = RunFolder(tmp_path / "runs" / "first")
+    with pytest.raises(KeyError), folder.alone():
+        raise KeyError("moon")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(KeyError), folder.alone():
+        raise KeyError("moon")
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_folder_in_which_something_was_written_stays(tmp_path):
+    folder = RunFolder(tmp_path / "runs")
+    with pytest.raises(FileNotFoundError), folder.alone():
+        folder.spec.write_text("{}") and folder.lock.read_text()
+    assert folder.spec.exists()
