@@ -53,7 +53,7 @@ class VocabParallelEmbedding(SplitModule):
         torch.Size([1, 3, 2])
     """
 
-    weight: torch.nn.Parameter
+    weight: Tensor
 
     def __init__(
         self,

@@ -173,7 +173,7 @@ class Shard:
         return part if self.stride == 1 else torch.unflatten(part, self.dim, (self.stride, -1))
 
     @torch.no_grad()
-    def fill(self, part: Parameter, init_method: Callable[[Tensor], Any], config: TransformerConfig) -> None:
+    def fill(self, part: Tensor, init_method: Callable[[Tensor], Any], config: TransformerConfig) -> None:
         """Give a part its first values: those that it would have in a single process.
 
         Every rank draws the whole tensor from its generator, which must be in the same state everywhere, and keeps
