@@ -69,6 +69,9 @@ EMBEDDING = Slot(
     request=EmbeddingRequest,
     builder=EmbeddingBuilder,
     interface=Embedding,
-    features={"tensor_parallel": "the vocabulary is split over several processes"},
+    features={
+        "tensor_parallel": "the vocabulary is split over several processes",
+        "sequence_parallel": "the vectors that come out are split along the sequence",
+    },
     default="torch_embedding",
 )

@@ -40,6 +40,9 @@ class Loss(Protocol):
         """Map hidden ``[b, s, h]``, weight ``[v, h]``, labels ``[b, s]`` and bias ``[v]`` to losses ``[b, s]``.
 
         Losses are at least float32: of bfloat16 and float16 hidden states too, and float64 of float64 ones.
+
+        Where the vocabulary is split over processes, weight and bias are DTensors of which each has its rows, and
+        losses are those of all tokens on every process. So are hidden states, unless the sequence is split.
         """
         ...
 
@@ -68,6 +71,7 @@ LOSS = Slot(
         "z_loss": "penalises the squared log-partition",
         "softcap": "caps the logits smoothly",
         "tensor_parallel": "the vocabulary is split over several processes",
+        "sequence_parallel": "the hidden states are split along the sequence",
     },
     default="cross_entropy",
 )
