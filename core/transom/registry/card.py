@@ -42,6 +42,7 @@ __all__ = [
     "Card",
     "CardSection",
     "Deprecation",
+    "alternatives",
     "card_schema",
     "find_beside",
     "find_card",
@@ -79,7 +80,8 @@ class CardSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         dtypes: dtypes of parameters and activations that it computes in.
         modes: ``"train"`` when gradients are right, ``"infer"`` when outputs are.
         features: which of its slot's features it has.
-        requires: distributions that must be installed, with versions and environment markers.
+        requires: distributions that must be installed, with versions and environment markers; of alternatives with
+            ``|`` between them, one.
         install: the command that installs what `requires` lists.
         min_compute_capability: the oldest CUDA device that it runs on.
         compiles: ``torch.compile(fullgraph=True)`` compiles it in one graph.
@@ -253,13 +255,24 @@ def _contradictions(section: CardSection) -> Iterator[tuple[str, str]]:
         from packaging.requirements import InvalidRequirement, Requirement
         from packaging.version import InvalidVersion
 
-        for number, requirement in enumerate(section.requires):
+        pieces = [(n, each) for n, entry in enumerate(section.requires) for each in alternatives(entry)]
+        for number, requirement in pieces:
             try:
                 marker = Requirement(requirement).marker
                 if marker is not None:
                     marker.evaluate({"extra": ""})
             except (InvalidRequirement, InvalidVersion, UndefinedComparison, UndefinedEnvironmentName) as error:
                 yield f"requires[{number}]", f"{requirement!r} is not a requirement: {str(error).splitlines()[0]}"
+
+
+def alternatives(requirement: str) -> list[str]:
+    """Split an entry of ``requires`` into its alternatives.
+
+    Example:
+        >>> alternatives("flash-attn-4>=4.0.0b36 | flash-attn>=2.8")
+        ['flash-attn-4>=4.0.0b36', 'flash-attn>=2.8']
+    """
+    return [each.strip() for each in requirement.split("|")]
 
 
 def _error(path: Path, distribution: str, complaint: str, *, where: str = "", hint: str | None = None) -> CardError:

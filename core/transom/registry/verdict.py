@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from transom.errors import PluginImportError
-from transom.registry.card import ANY, CardSection
+from transom.registry.card import ANY, CardSection, alternatives
 from transom.registry.implementation import Implementation
 from transom.registry.scan import installed_version, requirements_of
 from transom.slots.request import BuildContext, Request
@@ -115,7 +115,7 @@ def _refuse_requires(implementation: Implementation, card: CardSection, slot: Sl
     unmet = unmet_requirements(card.requires)
     if not unmet:
         return None, None
-    missing = " ".join(f"'{requirement.partition(';')[0].strip()}'" for requirement, _ in unmet)
+    missing = " ".join(f"'{alternatives(requirement)[0].partition(';')[0].strip()}'" for requirement, _ in unmet)
     return f"it requires {', and '.join(complaint for _, complaint in unmet)}", card.install or f"pip install {missing}"
 
 
@@ -167,14 +167,21 @@ def unmet_requirements(requires: tuple[str, ...]) -> tuple[tuple[str, str], ...]
     """Return the requirements that what is installed does not meet, each with a complaint.
 
     Args:
-        requires: as in a card: distributions with version specifiers, environment markers and extras.
+        requires: as in a card: distributions with version specifiers, environment markers and extras; alternatives
+            with ``|`` between them, one of which is enough.
 
     Example:
         >>> unmet_requirements(("transom>=0.1", "no-such-distribution>=2"))
         (('no-such-distribution>=2', 'no-such-distribution>=2, which is not installed'),)
     """
-    complaints = ((requirement, next(_complaints(requirement), None)) for requirement in requires)
+    complaints = ((requirement, _unmet(requirement)) for requirement in requires)
     return tuple((requirement, complaint) for requirement, complaint in complaints if complaint is not None)
+
+
+def _unmet(requirement: str) -> str | None:
+    """Say what is missing of a requirement; `None` when one of its alternatives is met."""
+    complaints = [next(_complaints(text), None) for text in alternatives(requirement)]
+    return None if None in complaints else ", or ".join(filter(None, complaints))
 
 
 def _complaints(text: str) -> Iterator[str]:

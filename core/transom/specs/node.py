@@ -38,6 +38,7 @@ class Node:
         asked_by: which entry of the spec named the implementation.
         resolution: the chosen implementation, and the verdict of every one tried.
         options: the implementation's own typed options, validated; `None` when it takes none or got none.
+        note: what the implementation says of how it will serve; most say nothing.
         parts: the places inside it, by name; a sequence where the place is a list.
         api: version of the slot's contract, (major, minor).
         replacements: what hooks put here when the model was built, in order; a plan that was not built has none.
@@ -49,6 +50,7 @@ class Node:
     asked_by: str
     resolution: Resolution
     options: Any = None
+    note: str = ""
     parts: Mapping[str, Node | tuple[Node, ...]] = field(default_factory=dict)
     api: tuple[int, int] = (1, 0)
     replacements: tuple[Replacement, ...] = ()
@@ -90,6 +92,7 @@ class Node:
             "entry_point": chosen.value,
             "features": sorted(self.request.features),
             "options": None if self.options is None else msgspec.to_builtins(self.options),
+            "note": self.note,
             "replaced_by": [{"hook": each.hook, "class": each.by} for each in self.replacements],
             "refused": [
                 {"ref": v.ref, "stage": v.stage, "reason": v.reason, "hint": v.hint} for v in self.resolution.refused

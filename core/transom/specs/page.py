@@ -151,6 +151,8 @@ class _Page:
         yield "by", _breakable(node.asked_by)
         if node.options is not None:
             yield "options", f"<code>{escape(_plain(msgspec.to_builtins(node.options)))}</code>"
+        if node.note:
+            yield "serves by", escape(node.note)
         for each in node.replacements:
             yield "replaced", f"by <code>{_breakable(each.by)}</code> of the hook <b>{escape(each.hook)}</b>"
         if not node.path:

@@ -93,13 +93,16 @@ class Planner:
         asked, asked_by = self._asked(path, part.slot)
         resolution = self._resolution(path, part, asked, asked_by)
         builder = resolution.chosen.load()
+        options = self._typed_options(path, part.slot, builder, resolution)
+        describe = getattr(builder, "describe", None)
         return Node(
             path=path,
             slot=part.slot,
             request=part.request,
             asked_by=asked_by,
             resolution=resolution,
-            options=self._typed_options(path, part.slot, builder, resolution.chosen.ref),
+            options=options,
+            note="" if describe is None else describe(part.request, options),
             parts=self._parts(path, resolution.chosen, part.request),
             api=self.registry.slot(part.slot).api,
         )
@@ -167,8 +170,11 @@ class Planner:
                 found[name] = tuple(self._node(_join(path, f"{name}.{i}"), p) for i, p in enumerate(part))
         return found
 
-    def _typed_options(self, path: str, slot: str, builder: Any, ref: str) -> Any:
-        rule = self._options.find(path, slot)
+    def _typed_options(self, path: str, slot: str, builder: Any, resolution: Resolution) -> Any:
+        chosen = resolution.chosen
+        ref = chosen.ref
+        asked = {*resolution.asked, *(name.rpartition("/")[2] for name in resolution.asked)}
+        rule = self._options.find(path, slot, asked=asked, chosen=(chosen.name, ref))
         if rule is None:
             return None
         written = Written(rule.value, f"options.{rule.pattern}", rule.where, rule.source)

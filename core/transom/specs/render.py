@@ -180,6 +180,8 @@ def _explained(node: Node) -> Iterator[tuple[str, str]]:
         yield f"not {verdict.ref}", f"{verdict.stage}: {verdict.reason}{hint}"
     if node.options is not None:
         yield "options", ", ".join(f"{name}: {value}" for name, value in msgspec.to_builtins(node.options).items())
+    if node.note:
+        yield "serves by", node.note
     for replacement in node.replacements:
         yield f"replaced by {replacement.hook}", replacement.by
 

@@ -60,7 +60,8 @@ class Rule(Generic[T]):
 
     Args:
         pattern: a slot's name, an alias of slots, or a glob over module paths: ``*`` is one component (or part of
-            one), ``**`` any number.
+            one), ``**`` any number. An entry of `options` may name an implementation behind a slash: it holds where
+            that one is chosen.
         value: what the entry says.
         where: what messages call it.
         source: where it was written.
@@ -78,6 +79,16 @@ class Rule(Generic[T]):
     slots: tuple[str, ...]
     tier: int = 0
 
+    @property
+    def target(self) -> str:
+        """The pattern without the implementation that it names."""
+        return self.pattern.partition("/")[0]
+
+    @property
+    def of(self) -> str | None:
+        """The implementation that it is for; `None` = any."""
+        return self.pattern.partition("/")[2] or None
+
     def matches(self, path: str, slot: str) -> bool:
         """Whether the entry speaks of the node at ``path`` in ``slot``."""
         if self.slots:
@@ -92,25 +103,26 @@ class Rule(Generic[T]):
     @property
     def is_unknown_word(self) -> bool:
         """Whether it can only have been meant for a slot, and there is none of this name."""
-        return not self.slots and self.pattern.isidentifier()
+        return not self.slots and self.target.isidentifier()
 
     @cached_property
     def _regex(self) -> re.Pattern[str]:
         # Runs of ** mean what one means, and would cost time that grows with their number.
-        every = self.pattern.split(".")
+        every = self.target.split(".")
         components = [c for c, before in zip(every, ["", *every], strict=False) if (c, before) != ("**", "**")]
         text = "".join(r"(?:[^.]+\.)*" if c == "**" else _component(c) + r"\." for c in components)
         # The last component has no dot after it; a final ** takes one component or more.
         return re.compile(text + "[^.]+" if components[-1] == "**" else text.removesuffix(r"\."))
 
     @property
-    def specificity(self) -> tuple[int, int, int, int]:
+    def specificity(self) -> tuple[int, int, int, int, int]:
         """How narrow it is: exact paths over globs, globs with more literal components first, paths over slots."""
+        named = int(self.of is not None)
         if self.slots:
-            return (self.tier, 0, 0 if self.pattern in SLOT_ALIASES else 1, self.layer)
-        components = self.pattern.split(".")
+            return (self.tier, 0, 0 if self.target in SLOT_ALIASES else 1, named, self.layer)
+        components = self.target.split(".")
         literal = sum("*" not in c and "?" not in c for c in components)
-        return (self.tier, 2 if literal == len(components) else 1, literal, self.layer)
+        return (self.tier, 2 if literal == len(components) else 1, literal, named, self.layer)
 
 
 def _component(glob: str) -> str:
@@ -151,19 +163,28 @@ class Rules(Generic[T]):
         for pattern, value in layer.entries.items():
             where = layer.names.get(pattern, f"{self.kind}.{pattern} in {layer.source}")
             line = layer.lines.get(pattern)
-            yield Rule(pattern, value, where, layer.source, line, rank, _slots(pattern, known), tier)
+            slots = _slots(pattern.partition("/")[0], known)
+            yield Rule(pattern, value, where, layer.source, line, rank, slots, tier)
 
-    def find(self, path: str, slot: str) -> Rule[T] | None:
+    def find(self, path: str, slot: str, *, asked: Iterable[str] = (), chosen: Iterable[str] = ()) -> Rule[T] | None:
         """Find the most specific entry for a node.
+
+        Args:
+            path: of the node.
+            slot: of the node.
+            asked: names that were asked for there, of which an entry may speak.
+            chosen: names of the one that was chosen, for which such an entry holds.
 
         Raises:
             SpecError: two equally specific entries say different things.
         """
-        found: list[tuple[tuple[int, int, int, int], int]] = []
+        found: list[tuple[tuple[int, int, int, int, int], int]] = []
+        holding, spoken_of = {None, *chosen}, {None, *chosen, *asked}
         for i, rule in enumerate(self.rules):
-            if rule.matches(path, slot):
+            if rule.of in spoken_of and rule.matches(path, slot):
                 self.matched.add(i)
-                found.append((rule.specificity, i))
+                if rule.of in holding:
+                    found.append((rule.specificity, i))
         if not found:
             return None
         best = max(key for key, _ in found)
@@ -198,21 +219,23 @@ class Rules(Generic[T]):
     def _explain_unmatched(self, rule: Rule[T], paths: Sequence[str], slots: Sequence[str]) -> NoReturn:
         if rule.is_unknown_word:
             known = [*self.known, *SLOT_ALIASES]
-            near = difflib.get_close_matches(rule.pattern, [*known, *paths], n=1)
+            near = difflib.get_close_matches(rule.target, [*known, *paths], n=1)
             raise UnknownSlotError(
-                f"no slot is named {rule.pattern!r}.",
+                f"no slot is named {rule.target!r}.",
                 asked_by=rule.place,
                 available=known,
                 hint=f"{near[0]}?" if near else "a slot's name, or a path such as layers.*.mlp",
-                slot=rule.pattern,
+                slot=rule.target,
             )
-        what = f"no part of the model is in slot {rule.pattern!r}" if rule.slots else f"nothing is at {rule.pattern!r}"
-        near = [] if rule.slots else difflib.get_close_matches(rule.pattern, paths, n=3)
+        what = f"no part of the model is in slot {rule.target!r}" if rule.slots else f"nothing is at {rule.target!r}"
+        if rule.of is not None and (not rule.slots or set(rule.slots) & set(slots)):
+            what = f"nothing at {rule.target!r} is asked to be {rule.of!r}"
+        near = [] if rule.slots else difflib.get_close_matches(rule.target, paths, n=3)
         raise SpecError(
             f"{what}, so {self.kind}.{rule.pattern} would have no effect.",
             asked_by=rule.place,
             available=slots if rule.slots else near or _shape(paths),
-            hint=_activation_hint(rule.pattern) if rule.slots else "transom plan prints every path",
+            hint=_activation_hint(rule.target) if rule.slots else "transom plan prints every path",
             path=f"{self.kind}.{rule.pattern}",
             file=rule.source,
             line=rule.line,

@@ -131,6 +131,8 @@ def test_read_card_refuses_a_file_that_is_no_card(tmp_path, content, where, what
         ({"devices": ["cpu"], "min_compute_capability": "8.0"}, "norm.fast.min_compute_capability", "no device is "),
         ({"options": "acme"}, "norm.fast.options", "'acme' does not refer to a dataclass as module:Name"),
         ({"requires": ["flash >="]}, "norm.fast.requires[0]", "'flash >=' is not a requirement: "),
+        ({"requires": ["a", "b | c >="]}, "norm.fast.requires[1]", "'c >=' is not a requirement: "),
+        ({"requires": ["a |"]}, "norm.fast.requires[0]", "'' is not a requirement: "),
         ({"requires": ["a", "b; python_version ~= 'x'"]}, "norm.fast.requires[1]", "is not a requirement: "),
         ({"deprecated": "soon"}, "norm.fast.deprecated", "Expected `object | null`, got `str`"),
     ],

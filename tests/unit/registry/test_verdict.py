@@ -104,6 +104,24 @@ def test_judge_checks_requirements_in_metadata(site, install, requires, reason, 
     assert "acme_lib" not in sys.modules
 
 
+@pytest.mark.parametrize(
+    ("requires", "reason", "hint"),
+    [
+        ("no-such-lib | acme-lib>=2", None, None),
+        (
+            "acme-lib>=3 | no-such-lib",
+            "it requires acme-lib>=3, but 2.5 is installed, or no-such-lib, which is not installed",
+            "pip install 'acme-lib>=3'",
+        ),
+    ],
+)
+def test_judge_is_content_with_one_of_several_alternatives(site, install, requires, reason, hint):
+    site.install("acme-lib", version="2.5")
+    unmet_requirements.cache_clear()
+    install(requires=[requires])
+    assert _judge() == (YES if reason is None else _no("requires", reason, hint))
+
+
 def test_judge_hints_at_the_card_s_own_install_command(install):
     install(requires=["no-such-lib"], install="pip install 'acme-norm[fast]'")
     assert _judge().hint == "pip install 'acme-norm[fast]'"

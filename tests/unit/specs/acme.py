@@ -64,6 +64,10 @@ class MLP(nn.Module):
             "down": part.row_linear(request, config.ffn_hidden_size, config.hidden_size, bias=True),
         }
 
+    @classmethod
+    def describe(cls, request, options):
+        return "" if options is None else f"{options.times} passes in layer {request.layer_number}"
+
     def __init__(
         self, config, submodules, is_expert=False, input_size=None, ffn_hidden_size=None, tp_group=None, *, options=None
     ):

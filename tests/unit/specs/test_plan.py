@@ -75,6 +75,21 @@ def test_plan_gives_options_their_type(fakes, make_spec):
     assert made["layers.1.mlp"].options is None
 
 
+def test_plan_gives_options_to_the_implementation_that_they_name(fakes, make_spec):
+    use, options = {"mlp": "absent | fake_mlp"}, {"mlp/absent": {"times": 7}, "layers.1.mlp/fake_mlp": {"times": 5}}
+    made = by_path(plan(make_spec(), registry=fakes, use=use, options=options))
+    assert (made["layers.1.mlp"].options.times, made["layers.0.mlp"].options) == (5, None)
+
+
+def test_plan_says_what_an_implementation_says_of_how_it_serves(fakes, make_spec):
+    found = plan(make_spec(), registry=fakes, options={"layers.2.mlp": {"times": 5}})
+    made = by_path(found)
+    assert (made["layers.2.mlp"].note, made["layers.1.mlp"].note) == ("5 passes in layer 3", "")
+    assert made["layers.2.mlp"].to_dict()["note"] == "5 passes in layer 3"
+    (line,) = [line for line in str(found).splitlines() if "serves by" in line]
+    assert line.split()[-6:] == ["by", "5", "passes", "in", "layer", "3"]
+
+
 @pytest.mark.parametrize(
     ("options", "path", "what"),
     [

@@ -150,3 +150,26 @@ def test_matches_reads_a_glob(pattern: str, path: str, fits: bool) -> None:
 def test_matches_takes_no_time_for_many_stars() -> None:
     hard = rules({"*a" * 40 + "b": "x", ".".join(["**", "*"] * 40): "x"})
     assert hard.find("a" * 60, "other") is None
+
+
+def test_find_holds_an_entry_of_an_implementation_where_that_is_chosen() -> None:
+    made = Rules("options", [Layer({"mlp": 1, "mlp/fast": 2, "layers.*.mlp/acme/slow": 3}, "here")], SLOTS)
+    asked = ("fast", "slow")
+    assert made.find("layers.0.mlp", "mlp", asked=asked, chosen=("fast", "acme/fast")).value == 2
+    assert made.find("layers.0.mlp", "mlp", asked=asked, chosen=("slow", "acme/slow")).value == 3
+    assert made.find("layers.0.mlp", "mlp", asked=asked, chosen=("mlp", "transom/mlp")).value == 1
+    made.check_all_matched([("layers.0.mlp", "mlp")])
+
+
+def test_check_all_matched_takes_an_entry_for_an_implementation_that_was_asked_for_and_refused() -> None:
+    made = Rules("options", [Layer({"mlp/fast": 1}, "here")], SLOTS)
+    assert made.find("layers.0.mlp", "mlp", asked=("fast", "mlp"), chosen=("mlp", "transom/mlp")) is None
+    made.check_all_matched([("layers.0.mlp", "mlp")])
+
+
+def test_check_all_matched_refuses_an_entry_for_an_implementation_that_nobody_asks_for() -> None:
+    made = Rules("options", [Layer({"mlp/fats": 1}, "here")], SLOTS)
+    made.find("layers.0.mlp", "mlp", asked=("fast",), chosen=("fast", "acme/fast"))
+    with pytest.raises(SpecError) as caught:
+        made.check_all_matched([("layers.0.mlp", "mlp")])
+    assert "nothing at 'mlp' is asked to be 'fats', so options.mlp/fats would have no effect" in str(caught.value)
