@@ -185,5 +185,5 @@ class _Layer:
 
 if TYPE_CHECKING:
 
-    def _is_a_cache(cache: EncoderDecoderCache, entry: ContextEntry) -> tuple[KVCache, ContextCache]:
-        return cache, entry
+    def _is_a_context_cache(entry: ContextEntry) -> ContextCache:
+        return entry

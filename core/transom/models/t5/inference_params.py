@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from transom.slots.kv_cache import KVCache
 
-__all__ = ["CacheMaker", "InferenceParams"]
+__all__ = ["CacheMaker", "InferenceParams", "holds_context"]
 
 
 @final
@@ -41,6 +41,11 @@ class InferenceParams:
     max_sequence_length: int
     sequence_len_offset: int = 0
     cache: EncoderDecoderCache | None = None
+
+
+def holds_context(cache: EncoderDecoderCache | None) -> bool:
+    """Whether a cache holds what the decoder reads."""
+    return cache is not None and cache.source is not None
 
 
 @final

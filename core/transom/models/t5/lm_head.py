@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
     from transom.slots.linear import ColumnLinearBuilder
+    from transom.slots.loss import Loss
     from transom.transformer.transformer_config import TransformerConfig
 
 __all__ = ["T5LMHead", "TiedOutput"]
@@ -60,6 +61,7 @@ class T5LMHead(Module):
         share_embeddings_and_output_weights: the weight is the word embeddings.
         output_layer: builds the linear, where the head has a weight; `None` = core's own.
         bias: have a bias; `None` = iff weights are shared.
+        factor: the hidden states are multiplied by it first.
         tp_group: tensor-parallel process group.
 
     Source: Raffel et al. 2020; the bias of the tied head is Megatron-core's.
@@ -84,13 +86,15 @@ class T5LMHead(Module):
         *,
         output_layer: ColumnLinearBuilder | None = None,
         bias: bool | None = None,
+        factor: float = 1.0,
         tp_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(config)
+        self.dtype, self.factor = torch_dtype(config.params_dtype), factor
         has_bias = share_embeddings_and_output_weights if bias is None else bias
         self.is_tied = share_embeddings_and_output_weights and pre_process
         if self.is_tied:
-            self.output_layer = TiedOutput(vocab_size, bias=has_bias, dtype=torch_dtype(config.params_dtype))
+            self.output_layer = TiedOutput(vocab_size, bias=has_bias, dtype=self.dtype)
             return
         self.output_layer = (output_layer or ColumnLinear)(
             config.hidden_size,
@@ -141,9 +145,31 @@ class T5LMHead(Module):
         Raises:
             InputError: the word embeddings are the weight, and are not given.
         """
+        hidden_states = self._scaled(hidden_states)
         if self.is_tied:
-            tied: Tensor = self.output_layer(hidden_states, self.weight_of(word_embeddings_weight))
-            return tied
-        logits, _ = self.output_layer(hidden_states)
-        own: Tensor = logits
-        return own
+            logits: Tensor = self.output_layer(hidden_states, self.weight_of(word_embeddings_weight))
+        else:
+            logits, _ = self.output_layer(hidden_states)
+        return logits
+
+    def losses(
+        self, loss: Loss, hidden_states: Tensor, labels: Tensor, word_embeddings_weight: Tensor | None
+    ) -> Tensor:
+        """Compute each token's cross-entropy without making all logits.
+
+        Args:
+            loss: computes it.
+            hidden_states: ``[b, s, h]``.
+            labels: ids ``[b, s]``.
+            word_embeddings_weight: as in `forward`.
+
+        Returns:
+            ``[b, s]`` in nats, in float32 at least.
+        """
+        weight = self.weight_of(word_embeddings_weight)
+        return loss(self._scaled(hidden_states), weight, labels, self.bias)
+
+    def _scaled(self, hidden_states: Tensor) -> Tensor:
+        # The residual stream may be in float32 while the weights are not.
+        hidden_states = hidden_states.to(self.dtype)
+        return hidden_states if self.factor == 1.0 else hidden_states * self.factor

@@ -165,6 +165,7 @@ class Stage:
             self.is_shared,
             output_layer=make,
             bias=self.options.output_bias,
+            factor=self.config.hidden_size**-0.5 if self.options.scale_logits else 1.0,
             tp_group=self.tp_group,
         )
 
@@ -215,23 +216,21 @@ def _builders(
     """Give a builder a layer; those that are specs are resolved, alike ones together."""
     wanted = range(1, config.num_layers + 1) if numbers is None else numbers
 
-    def resolve(spec: ModuleSpec | Callable[..., Any] | str, which: Iterable[int]) -> list[Callable[..., Any]]:
+    def resolve(spec: LayerSpec, which: Iterable[int]) -> list[Callable[..., Any]]:
         return layer_builders(spec, config, which, cross_attention=is_decoder, masks=masks)
 
-    if _is_spec(specs):
-        return resolve(specs, wanted)  # type: ignore[arg-type]  # told by _is_spec
+    if isinstance(specs, ModuleSpec | str | type):
+        return resolve(specs, wanted)
     if callable(specs):
         return [specs] * len(wanted)
     if len(specs) != len(wanted):
         side = "decoder" if is_decoder else "encoder"
         what = f"{len(specs)} {side} layer specs are given for {len(wanted)} layers."
         raise _refusal(f"transformer_{side}_layer_spec", len(specs), what)
-    pairs = zip(specs, wanted, strict=True)
-    return [resolve(each, [number])[0] if _is_spec(each) else each for each, number in pairs]  # type: ignore[misc]
-
-
-def _is_spec(spec: LayerSpecs) -> bool:
-    return isinstance(spec, ModuleSpec | str | type)
+    return [
+        resolve(each, [number])[0] if isinstance(each, ModuleSpec | str | type) else each
+        for each, number in zip(specs, wanted, strict=True)
+    ]
 
 
 def _refusal(field: str, value: object, what: str) -> ConfigError:

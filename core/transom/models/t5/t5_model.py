@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from transom.errors import CacheError, InputError
-from transom.models.t5.inference_params import CacheMaker, InferenceParams
+from transom.models.t5.inference_params import CacheMaker, InferenceParams, holds_context
 from transom.models.t5.inputs import checked_ids, encoded, positions_from, stage_inputs
 from transom.models.t5.masks import Mask, mask_for, with_position_bias
 from transom.models.t5.stages import Stage, forget_second_names, with_one_owner_each, with_positions
@@ -18,7 +18,6 @@ from transom.transformer.context_cache import EncoderDecoderCache
 from transom.transformer.module import Module
 from transom.transformer.packed_seq_params import PackedSeqParams, packed_position_ids
 from transom.transformer.sharding import Offset, ShardedStateDict
-from transom.transformer.utils import torch_dtype
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -40,9 +39,8 @@ class T5Model(Module):
 
     Encoder and decoder share the word embeddings. Positions are learned, rotary, or relative: a learned bias of the
     scores of self-attention for each head and bucket of distances, the same in all layers of a stack.
-
     Masks are boolean, True = may attend: ``[b, t]`` (what is no padding), ``[b, s, t]`` or ``[b, 1, s, t]``; or an
-    `AttentionMask`. Notation of shapes: b batch, s written tokens, t read tokens, v vocabulary, h hidden size.
+    `AttentionMask`. Shapes: b batch, s written tokens, t read tokens, v vocabulary, h hidden size.
 
     Args:
         config: of the decoder.
@@ -69,14 +67,6 @@ class T5Model(Module):
         encoder_layers: numbers of this stage's encoder layers, counted from 1; `None` = all.
         decoder_layers: likewise of the decoder.
         tp_group: tensor-parallel process group.
-
-    Attributes:
-        embedding: `LanguageModelEmbedding`, or `None`.
-        encoder: `TransformerBlock`, or `None`.
-        decoder: `TransformerBlock`, or `None`.
-        encoder_relative_pos_emb: `RelativePositionBias` of the encoder, or `None`.
-        decoder_relative_pos_emb: of the decoder.
-        lm_head: `T5LMHead`, or `None`.
 
     Raises:
         ConfigError: configs, arguments or stage cannot go together.
@@ -154,12 +144,11 @@ class T5Model(Module):
         self.decoder_relative_pos_emb = stage.decoder_bias()
         self.decoder = stage.decoder(transformer_decoder_layer_spec, decoder_layers)
         self.lm_head = stage.head()
-        self.logit_factor = config.hidden_size**-0.5 if stage.options.scale_logits else 1.0
         self.loss: Loss = stage.parts.loss(config)
         self.make_cache = CacheMaker(stage.cache(), stage.masks, max_sequence_length)
         self.cache: EncoderDecoderCache | None = None
         self.encoder_hidden_state: Tensor | None = None
-        self.register_load_state_dict_pre_hook(forget_second_names)
+        self.register_load_state_dict_pre_hook(forget_second_names)  # type: ignore[no-untyped-call]
 
     def forward(
         self,
@@ -194,45 +183,39 @@ class T5Model(Module):
                 model's own caches need it.
 
         Returns:
-            logits ``[b, s, v]``; with labels each token's cross-entropy ``[b, s]`` in nats; both in float32 at least.
-            Of a stage without the head, or with ``output_encoder_hidden_only``, hidden states ``[b, s or t, h]``.
+            logits ``[b, s, v]``, with labels each token's cross-entropy ``[b, s]`` in nats, in float32 at least; without
+            the head, or with ``output_encoder_hidden_only``, hidden states ``[b, s or t, h]``.
 
         Raises:
             InputError: what this stage needs is missing or of a wrong shape.
             MaskError: a mask of a wrong shape or dtype, or of a kind that the model was not built for.
             CacheError: a step that does not fit into the cache.
         """
-        packed, read, positions = packed_seq_params, encoder_hidden_states, input_pos
-        cache = self.cache if inference_params is None else self._cache_of(inference_params)
-        if (
-            read is None
-            and self.encoder is not None
-            and (encoder_input_ids is not None or cache is None or cache.source is None)
-        ):
+        packed, read = packed_seq_params, encoder_hidden_states
+        cache, positions = self._caching(inference_params, decoder_input_ids, input_pos)
+        if read is None and self.encoder is not None and (encoder_input_ids is not None or not holds_context(cache)):
             read = self._read(encoder_input_ids, encoder_attn_mask, packed)
         if output_encoder_hidden_only or self.decoder is None:
             return encoded(read)
-        if inference_params is not None and positions is None:
-            positions = positions_from(inference_params, decoder_input_ids)
         masks = decoder_attn_mask, encoder_decoder_attn_mask
         hidden = self._write(decoder_input_ids, read, masks, positions, cache, packed)
-        if self.lm_head is None:
-            return hidden
-        return self._logits(hidden) if lm_labels is None else self._losses(hidden, lm_labels)
+        if self.lm_head is None or lm_labels is None:
+            return self._logits(hidden)
+        losses = self.lm_head.losses(self.loss, hidden, lm_labels, self._word_embeddings())
+        return losses.to(self.lm_head.dtype) if self.fp16_lm_cross_entropy else losses
 
     def encode(self, encoder_input_ids: Tensor | None, encoder_attn_mask: Mask = None) -> Tensor:
         """Read.
 
         Args:
-            encoder_input_ids: integer ids ``[b, t]``; a stage that is not the first takes what `set_input_tensor` gave.
+            encoder_input_ids: as in `forward`; a stage that is not the first takes what `set_input_tensor` gave.
             encoder_attn_mask: as in `forward`.
 
         Returns:
-            hidden states ``[b, t, h]``, after the encoder's last stage final norm included.
+            hidden states ``[b, t, h]``, final norm included after the encoder's last stage.
 
         Raises:
-            InputError: there is no encoder on this stage, or nothing to read.
-            MaskError: as in `forward`.
+            InputError: as `forward`, like `MaskError`; or there is no encoder on this stage.
         """
         return self._read(encoder_input_ids, encoder_attn_mask, None)
 
@@ -248,30 +231,28 @@ class T5Model(Module):
         """Write: one step over the caches, or a whole sequence without.
 
         Args:
-            decoder_input_ids: integer ids ``[b, s]``.
-            encoder_hidden_states: ``[b, t, h]``, what `encode` gave. With caches it may be left out after a sequence's
-                first step; its keys and values are made once, and anew only for another tensor.
-            decoder_attn_mask: as in `forward`; with caches key j is the one at position j.
-            encoder_decoder_attn_mask: as in `forward`.
-            input_pos: as in `forward`.
+            decoder_input_ids: as in `forward`, like the following.
+            encoder_hidden_states: what `encode` gave. With caches it may be left out after a sequence's first step; its
+                keys and values are made once, and anew only for another tensor.
+            decoder_attn_mask: with caches, key j is the one at position j.
+            encoder_decoder_attn_mask: what may be read.
+            input_pos: position of each id.
 
         Returns:
             logits ``[b, s, v]``, in float32 at least; hidden states of a stage without the head.
 
         Raises:
-            InputError: there is no decoder on this stage, or something it needs is missing.
-            MaskError: as in `forward`.
-            CacheError: as in `forward`.
+            InputError: as `forward`, like `MaskError` and `CacheError`; or there is no decoder on this stage.
         """
         masks = decoder_attn_mask, encoder_decoder_attn_mask
         hidden = self._write(decoder_input_ids, encoder_hidden_states, masks, input_pos, self.cache)
-        return hidden if self.lm_head is None else self._logits(hidden)
+        return self._logits(hidden)
 
     def setup_caches(self, batch_size: int, dtype: torch.dtype | None = None, *, capacity: int | None = None) -> None:
-        """Make room for what ``batch_size`` sequences write, and keep what they read once it is there.
+        """Make room for what up to ``batch_size`` sequences write, and keep what they read once it is there.
 
         Args:
-            batch_size: largest batch; smaller ones may be run too.
+            batch_size: b.
             dtype: of what is kept; `None` = the parameters'.
             capacity: most positions that are written; `None` = ``max_sequence_length``.
 
@@ -285,22 +266,11 @@ class T5Model(Module):
         return self.cache is not None
 
     def reset_caches(self) -> None:
-        """Forget what was written and what was read, keeping the room.
-
-        Raises:
-            CacheError: there are no caches.
-        """
+        """Forget what was written and what was read, keeping the room; `CacheError` where there is none."""
         self._enabled("reset").reset()
 
     def reorder_caches(self, row_indices: Tensor) -> None:
-        """Let row i go on from what row ``row_indices[i]`` has written and read, as a beam search needs it.
-
-        Args:
-            row_indices: integers ``[b]``.
-
-        Raises:
-            CacheError: there are no caches.
-        """
+        """Let row i go on from what row ``row_indices[i]`` has written and read; integers ``[b]``."""
         self._enabled("reorder").reorder(row_indices)
 
     def delete_caches(self) -> None:
@@ -311,8 +281,8 @@ class T5Model(Module):
         """Give what the pipeline stage before returned, which the next call starts from.
 
         Args:
-            input_tensor: with encoder layers one: their hidden states ``[b, t, h]``. With decoder layers alone one, the
-                hidden states of the whole encoder; or two: those of the decoder ``[b, s, h]``, then the encoder's.
+            input_tensor: with encoder layers their hidden states ``[b, t, h]``. With decoder layers alone those of the
+                whole encoder; or two tensors, those of the decoder ``[b, s, h]`` and then the encoder's.
 
         Raises:
             InputError: another number of tensors.
@@ -348,7 +318,8 @@ class T5Model(Module):
         b, t = hidden.shape[:2]
         mask = mask_for("encoder_attn_mask", given, (b, t, t), self.masks, packed)
         mask = with_position_bias(mask, self.encoder_relative_pos_emb, t, t, None)
-        return self.encoder(hidden, mask=mask, positions=positions)  # -> [b, t, h]
+        read: Tensor = self.encoder(hidden, mask=mask, positions=positions)  # -> [b, t, h]
+        return read
 
     def _write(
         self,
@@ -370,7 +341,10 @@ class T5Model(Module):
         between = mask_for("encoder_decoder_attn_mask", masks[1], (b, s, t), self.masks, packed)
         keys = s if cache is None else cache.capacity
         mask = with_position_bias(mask, self.decoder_relative_pos_emb, s, keys, positions)
-        return self.decoder(hidden, mask=mask, context=read, context_mask=between, positions=positions, cache=cache)
+        written: Tensor = self.decoder(
+            hidden, mask=mask, context=read, context_mask=between, positions=positions, cache=cache
+        )
+        return written
 
     def _start(self, name: str, ids: Tensor | None, positions: Tensor | None, block: TransformerBlock) -> Tensor:
         """Give what a stack starts from, ``[b, s, h]``: embeddings, or what the stage before returned."""
@@ -380,7 +354,8 @@ class T5Model(Module):
             return block.input_tensor
         # Positions that are given are checked by what uses them: they may begin anew within a row.
         ids = checked_ids(name, ids, self.max_sequence_length if positions is None else None)
-        return self.embedding(ids, positions)  # type: ignore[no-any-return]  # a module's call
+        hidden: Tensor = self.embedding(ids, positions)
+        return hidden
 
     def _context(self, read: Tensor | None, cache: EncoderDecoderCache | None, b: int) -> Tensor | None:
         """Give what the decoder reads, ``[b, t, h]``; `None` = what its cache holds."""
@@ -392,20 +367,11 @@ class T5Model(Module):
         return read
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        assert self.lm_head is not None, "asked by callers"
-        logits = self.lm_head(self._scaled(hidden), self._word_embeddings())  # [b, s, h] -> [b, s, v]
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))  # type: ignore[no-any-return]
-
-    def _losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        assert self.lm_head is not None, "asked by callers"
-        weight = self.lm_head.weight_of(self._word_embeddings())
-        losses = self.loss(self._scaled(hidden), weight, labels, self.lm_head.bias)
-        return losses.to(weight.dtype) if self.fp16_lm_cross_entropy else losses
-
-    def _scaled(self, hidden: Tensor) -> Tensor:
-        # The residual stream may be in float32 while the weights are not.
-        hidden = hidden.to(torch_dtype(self.config.params_dtype))
-        return hidden if self.logit_factor == 1.0 else hidden * self.logit_factor
+        """Make logits ``[b, s, v]``, in float32 at least, where this stage has the head."""
+        if self.lm_head is None:
+            return hidden
+        logits: Tensor = self.lm_head(hidden, self._word_embeddings())
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def _word_embeddings(self) -> Tensor | None:
         return None if self.embedding is None else cast("Tensor", self.embedding.word_embeddings.weight)
@@ -415,11 +381,15 @@ class T5Model(Module):
             raise CacheError(f"there are no caches to {what}.", hint="call setup_caches(batch_size) first")
         return self.cache
 
-    def _cache_of(self, params: InferenceParams) -> EncoderDecoderCache:
+    def _caching(
+        self, params: InferenceParams | None, ids: Tensor | None, positions: Tensor | None
+    ) -> tuple[EncoderDecoderCache | None, Tensor | None]:
+        """Give the cache of a call, and the positions of what it writes."""
+        if params is None:
+            return self.cache, positions
         if params.cache is None:
-            sizes = params.max_batch_size, None, params.max_sequence_length
-            params.cache = self.make_cache(self.decoder, *sizes)
-        return params.cache
+            params.cache = self.make_cache(self.decoder, params.max_batch_size, None, params.max_sequence_length)
+        return params.cache, positions_from(params, ids) if positions is None else positions
 
 
 if TYPE_CHECKING:
