@@ -16,9 +16,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from transom.checkpoint.layout_map import LayoutMap as LayoutMap
     from transom.composition import build as build
     from transom.errors import TransomError as TransomError
     from transom.module_specs import build_module as build_module
+    from transom.pretrained.load import from_pretrained as from_pretrained
     from transom.registry.hook_specs import hookimpl as hookimpl
     from transom.registry.registry import list_implementations as list_implementations
     from transom.registry.registry import override as override
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AttentionMask",
     "BuildContext",
+    "LayoutMap",
     "ModelSpec",
     "ModuleSpec",
     "Part",
@@ -44,6 +47,7 @@ __all__ = [
     "TransomError",
     "build",
     "build_module",
+    "from_pretrained",
     "hookimpl",
     "list_implementations",
     "load_spec",
@@ -57,6 +61,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AttentionMask": "transom.transformer.attention_mask",
     "BuildContext": "transom.slots.request",
+    "LayoutMap": "transom.checkpoint.layout_map",
     "ModelSpec": "transom.specs.spec",
     "ModuleSpec": "transom.transformer.spec_utils",
     "Part": "transom.slots.request",
@@ -65,6 +70,7 @@ _HOMES = {
     "TransomError": "transom.errors",
     "build": "transom.composition",
     "build_module": "transom.module_specs",
+    "from_pretrained": "transom.pretrained.load",
     "hookimpl": "transom.registry.hook_specs",
     "list_implementations": "transom.registry.registry",
     "load_spec": "transom.specs.load",

@@ -14,6 +14,7 @@ import transom
 PUBLIC = [
     "AttentionMask",
     "BuildContext",
+    "LayoutMap",
     "ModelSpec",
     "ModuleSpec",
     "Part",
@@ -22,6 +23,7 @@ PUBLIC = [
     "TransomError",
     "build",
     "build_module",
+    "from_pretrained",
     "hookimpl",
     "list_implementations",
     "load_spec",

@@ -129,11 +129,11 @@ class LayoutMap:
         Raises:
             CheckpointError: when looked up: shapes do not allow it.
         """
-        return _Turned(tensors, [(rule.there, rule.here, rule.forward) for rule in self._expanded()])
+        return _Turned(tensors, [(rule.there, rule.here, rule.forward) for rule in self.expanded()])
 
     def backward(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Bring tensors out of the canonical layout: `forward` the other way round."""
-        return _Turned(tensors, [(rule.here, rule.there, rule.backward) for rule in self._expanded()])
+        return _Turned(tensors, [(rule.here, rule.there, rule.backward) for rule in self.expanded()])
 
     def prefixed(self, there: str = "", here: str | None = None) -> LayoutMap:
         """Return the map with something before every name: ``here`` before the canonical ones, `None` = the same."""
@@ -152,7 +152,8 @@ class LayoutMap:
         ]
         return LayoutMap(rules, self.numbers)
 
-    def _expanded(self) -> Iterator[Rule]:
+    def expanded(self) -> Iterator[Rule]:
+        """Give every rule for every value of its numbers."""
         for rule in self.rules:
             yield from rule.expanded(self.numbers)
 

@@ -46,7 +46,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         spec: of the run: the user's, with what the call changed.
         lock: who filled every slot of the model that was trained.
         tokenizer: ``"bytes"``, or the name of the checkpoint's file that holds it.
-        data: where in the data the run stands.
+        data: where in the data the run stands; `None` = no run wrote it.
         tied: for each name of a parameter that is stored under another, that other name.
         files: every other file of the checkpoint.
     """
@@ -58,7 +58,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     spec: dict[str, Any]
     lock: dict[str, Any]
     tokenizer: str = "bytes"
-    data: DataPosition
+    data: DataPosition | None = None
     tied: dict[str, str] = {}
     files: dict[str, FileRecord] = {}
 

@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from transom.checkpoint.module_layout import from_canonical, own_tensors, to_canonical
 from transom.errors import CheckpointError
 
-__all__ = ["misfits", "mismatch", "model_tensors", "put_tensors", "tensors_to_put", "weights_to_put"]
+__all__ = [
+    "differences",
+    "mismatch",
+    "model_outlines",
+    "model_tensors",
+    "put_tensors",
+    "tensors_to_put",
+    "weights_to_put",
+]
 
 
 def model_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -53,12 +61,7 @@ def weights_to_put(
         CheckpointError: tensors are missing, left over or of another shape or kind; it lists them all.
     """
     given = dict(stored) | {name: stored[owner] for name, owner in tied.items() if owner in stored}
-    own = own_tensors(model)
-    wanted = to_canonical(model, {name: tensor.to("meta") for name, tensor in own.items()})
-    problems = [f"{name} is missing" for name in wanted if name not in given]
-    problems += [f"{name} has no place in the model" for name in given if name not in wanted]
-    for name in wanted.keys() & given.keys():
-        problems += misfits(name, wanted[name], given[name])
+    problems = differences(model_outlines(model), given)
     _, same = model_tensors(model)
     problems += [
         f"{name} and {owner} are one parameter of the model, and two in the checkpoint"
@@ -68,6 +71,28 @@ def weights_to_put(
     if problems:
         raise mismatch(source, "the weights are not this model's", problems)
     return tensors_to_put(model, given)
+
+
+def model_outlines(model: nn.Module) -> dict[str, Tensor]:
+    """Give shape and dtype of a model's weights and persistent buffers: meta tensors by canonical name."""
+    return dict(to_canonical(model, {name: tensor.to("meta") for name, tensor in own_tensors(model).items()}))
+
+
+def differences(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """Say which tensors are missing, left over, or of another shape or kind.
+
+    Args:
+        wanted: by name; their numbers are not looked at, so they may be outlines.
+        given: likewise.
+
+    Returns:
+        a line each.
+    """
+    problems = [f"{name} is missing" for name in wanted if name not in given]
+    problems += [f"{name} has no place in the model" for name in given if name not in wanted]
+    for name in wanted.keys() & given.keys():
+        problems += _misfits(name, wanted[name], given[name])
+    return problems
 
 
 def tensors_to_put(model: nn.Module, canonical: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -114,8 +139,7 @@ def _identity(name: str, tensor: Tensor) -> tuple[object, ...]:
     return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
-def misfits(name: str, wanted: Tensor, given: Tensor) -> list[str]:
-    """Say what is wrong with a stored tensor's shape or kind; empty when nothing is."""
+def _misfits(name: str, wanted: Tensor, given: Tensor) -> list[str]:
     if wanted.shape != given.shape:
         return [f"{name} has shape {list(given.shape)}; the model's is {list(wanted.shape)}"]
     if wanted.is_floating_point() != given.is_floating_point():

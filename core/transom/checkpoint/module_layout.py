@@ -75,8 +75,7 @@ def _levels(model: nn.Module) -> list[LayoutMap]:
     levels: list[list[Rule]] = []
     for prefix, depth, layout in _maps(model, "", 0):
         levels += [[] for _ in range(depth + 1 - len(levels))]
-        prefixed = layout.prefixed(prefix)
-        levels[depth] += [one for rule in prefixed.rules for one in rule.expanded(prefixed.numbers)]
+        levels[depth] += layout.prefixed(prefix).expanded()
     return [LayoutMap(rules) for rules in levels]
 
 

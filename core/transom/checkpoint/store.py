@@ -19,6 +19,7 @@ from transom.checkpoint.model_state import model_tensors, put_tensors, weights_t
 from transom.checkpoint.optimizer_state import optimizer_tensors, state_to_put
 from transom.checkpoint.random_state import random_tensors, restore_random
 from transom.checkpoint.tensors import read_tensors, write_tensors
+from transom.checkpoint.weight_writer import write_weights
 from transom.errors import CheckpointError
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "open_checkpoint",
     "prune_checkpoints",
     "save_checkpoint",
+    "save_weights",
 ]
 
 FOLDER = "checkpoints"
@@ -128,13 +130,46 @@ def save_checkpoint(
         write_tensors(partial / WEIGHTS, weights)
         write_tensors(partial / OPTIMIZER, optimizer_tensors(model, optimizer))
         write_tensors(partial / RANDOM, random_tensors())
-        records = {p.name: FileRecord(bytes=p.stat().st_size, sha256=_digest(p)) for p in sorted(partial.iterdir())}
-        manifest = msgspec.structs.replace(manifest, tied=tied, files=records)
-        (partial / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
-        for path in partial.iterdir():
-            # safetensors makes files that only their owner may read.
-            shutil.copymode(partial / MANIFEST, path)
+        _write_manifest(partial, manifest, tied)
     return target
+
+
+def save_weights(
+    folder: Path,
+    manifest: Manifest,
+    outlines: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    files: Mapping[str, Path],
+) -> None:
+    """Write a checkpoint of weights alone, one after another: it appears complete, or not at all.
+
+    Args:
+        folder: of the checkpoint, new; its parent exists.
+        manifest: what it shall say of itself; `files` is filled in here.
+        outlines: shape and dtype of each weight, on the meta device.
+        tensors: the weights, looked up one after another.
+        files: further files, which are copied, by the names they get.
+
+    Raises:
+        OutputError: it cannot be written, or the folder exists already; nothing of it remains.
+    """
+    with new_folder(folder) as partial:
+        for name, path in files.items():
+            shutil.copyfile(path, partial / name)
+        write_weights(partial / WEIGHTS, outlines, tensors)
+        _write_manifest(partial, manifest, manifest.tied)
+
+
+def _write_manifest(folder: Path, manifest: Manifest, tied: Mapping[str, str]) -> None:
+    """Write what a checkpoint says of itself, after all its other files."""
+    records = {
+        path.name: FileRecord(bytes=path.stat().st_size, sha256=_digest(path)) for path in sorted(folder.iterdir())
+    }
+    manifest = msgspec.structs.replace(manifest, tied=dict(tied), files=records)
+    (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+    for path in folder.iterdir():
+        # safetensors makes files that only their owner may read.
+        shutil.copymode(folder / MANIFEST, path)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -115,14 +115,13 @@ _Entry = tuple[Tensor, Callable[[], Tensor]]
 
 def _safetensors(path: Path) -> dict[str, _Entry]:
     try:
-        file = safe_open(str(path), framework="pt", device="cpu")
-        return {name: (_outline(file.get_slice(name)), _reader(file, name, path)) for name in file.keys()}  # noqa: SIM118
+        file: Any = safe_open(str(path), framework="pt", device="cpu")
+        return {name: (_outline(file.get_slice(name)), _reader(file, name, path)) for name in list(file.keys())}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read {path}: {error}.", hint="fetch it again", path=path) from error
     except KeyError as error:
-        raise CheckpointError(
-            f"{path} holds numbers of kind {error.args[0]}, which are not read.", path=path
-        ) from error
+        what = f"{path} holds numbers of kind {error.args[0]}, which are not read."
+        raise CheckpointError(what, hint="floating or whole numbers of 8 to 64 bits", path=path) from error
 
 
 def _outline(piece: Any) -> Tensor:

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from transom.checkpoint.hugging_face.folder import is_hugging_face, open_folder
-from transom.checkpoint.model_state import put_tensors, tensors_to_put
-from transom.checkpoint.module_layout import own_tensors, to_canonical
+from transom.checkpoint.model_state import model_outlines, put_tensors, tensors_to_put
 from transom.checkpoint.store import open_checkpoint
 from transom.composition import build
 from transom.specs.load import load_spec
@@ -51,8 +50,7 @@ def from_pretrained(
     made = plan(opened.spec, device=device, dtype=dtype, mode=mode, use=use)
     with leave_uninitialized():
         model = build(made, device=device, seed=0)
-    outlines = to_canonical(model, {name: tensor.to("meta") for name, tensor in own_tensors(model).items()})
-    put_tensors(tensors_to_put(model, opened.canonical(outlines)))
+    put_tensors(tensors_to_put(model, opened.canonical(model_outlines(model))))
     return model
 
 

@@ -184,12 +184,13 @@ class _Run:
             return
         checkpoint = open_checkpoint(self.folder.checkpoints)
         position = checkpoint.manifest.data
-        if position.fingerprint != self.fingerprint:
+        trained_on = None if position is None else position.fingerprint
+        if trained_on != self.fingerprint:
             raise DataError(
                 "the data is not what the run was trained on.",
                 asked_by="train.data",
                 hint="the data as it was, or a new run with --out",
-                expected=position.fingerprint,
+                expected=trained_on,
                 found=self.fingerprint,
             )
         checkpoint.load_training(self.model, self.trainer.optimizer)

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["FAMILIES", "family_of"]
 
 FAMILIES: Mapping[str, Family] = {
-    family.model_type: family
-    for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, PHI3, OLMO2, GPT2, GPT_NEOX)
+    family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, PHI3, OLMO2, GPT2, GPT_NEOX)
 }
 """In the order in which one is looked for that can tell a spec."""
 

@@ -63,8 +63,8 @@ class Field:
 
 
 def activation(theirs: str, default: str) -> Field:
-    """Make the field of the MLP's activation."""
-    return Field(theirs, "config.activation_func", default, ACTIVATIONS)
+    """Make the field of the MLP's activation; of several names for one the default is written first."""
+    return Field(theirs, "config.activation_func", default, {default: ACTIVATIONS[default]} | dict(ACTIVATIONS))
 
 
 def _nothing(_: Any) -> dict[str, Any]:
@@ -81,6 +81,7 @@ class Family:
         architecture: the class with the output layer.
         prefix: of the names of all weights but the output layer's; files may lack it.
         fields: of the config, one by one.
+        model: what the model is called in the slot ``model``.
         fixed: fields of a spec's config that all models of the family have.
         required: settings that must have one value: (value, default, why).
         read: further fields of a spec's config.
@@ -94,6 +95,7 @@ class Family:
     architecture: str
     prefix: str
     fields: Sequence[Field]
+    model: str = "decoder"
     rules: Callable[[ModelSpec], Sequence[Rule]]
     fixed: Mapping[str, Any] = field(default_factory=dict)
     required: Mapping[str, tuple[Any, Any, str]] = field(default_factory=dict)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from transom.checkpoint.hugging_face.families import family_of
 from transom.checkpoint.hugging_face.family import Family
 from transom.checkpoint.hugging_face.settings import CONFIG, Settings, read_settings
-from transom.checkpoint.model_state import misfits, mismatch
+from transom.checkpoint.model_state import differences, mismatch
 from transom.checkpoint.weight_files import WeightFiles, open_weights
 from transom.errors import CheckpointError
 from transom.specs.load import load_spec
@@ -55,11 +55,7 @@ class HuggingFaceFolder:
         Raises:
             CheckpointError: there are none, or they are damaged.
         """
-        for name in _WEIGHTS:
-            if (self.path / name).is_file():
-                return open_weights(self.path / name)
-        found = sorted(entry.name for entry in self.path.iterdir())
-        raise CheckpointError(f"no weights in {self.path}.", available=_WEIGHTS, failed=found[:20], folder=self.path)
+        return _weights(self.path)
 
     def canonical(self, outlines: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Give the weights under canonical names, each made when it is looked up.
@@ -75,41 +71,46 @@ class HuggingFaceFolder:
         """
         layout = self.family.layout(self.spec)
         wanted = layout.backward(outlines)
-        names, problems = self._names(wanted)
-        problems += [f"{name} is missing" for name in wanted if name not in names]
-        problems += [f"{name} has no place in the model" for name in names if name not in wanted]
-        for name in wanted.keys() & names.keys():
-            problems += misfits(name, wanted[name], self.weights.outline(names[name]))
+        names, problems = self._names
+        given = {name: self.weights.outline(file_name) for name, file_name in names.items()}
+        problems = [*problems, *differences(wanted, given)]
         if problems:
             what = f"the weights are not those that {CONFIG} describes"
             raise mismatch(str(self.path), what, problems, hint="fetch the whole checkpoint again")
         return layout.forward(_Renamed(self.weights, names))
 
-    def _names(self, wanted: Mapping[str, Tensor]) -> tuple[dict[str, str], list[str]]:
-        """Find what each weight is called in the files; and name the tied ones that are not alike there."""
-        ties = self.family.ties(self.spec)
-        known = {*wanted, *(name for group in ties for name in group)}
+    def canonical_outlines(self) -> dict[str, Tensor]:
+        """Give shape and dtype of what `canonical` gives, as they are in the files."""
+        outlines = {name: self.weights.outline(file_name) for name, file_name in self._names[0].items()}
+        return dict(self.family.layout(self.spec).forward(outlines))
+
+    @cached_property
+    def _names(self) -> tuple[dict[str, str], list[str]]:
+        """What each weight is called in the files; and which tied ones are not alike there."""
+        family, ties = self.family, self.family.ties(self.spec)
+        known = {name for rule in family.layout(self.spec).expanded() for name in rule.there}
+        known |= {name for group in ties for name in group}
         names: dict[str, str] = {}
         for name in self.weights:
-            full = self.family.prefix + name
-            if not name.endswith(tuple(self.family.ignored)):
+            full = family.prefix + name
+            if not name.endswith(tuple(family.ignored)):
                 names[full if full in known and name not in known else name] = name
-        problems = []
-        for owner, *others in ties:
-            present = [name for name in (owner, *others) if name in names]
-            problems += [
-                f"{name} and {present[0]} are one parameter, and differ"
-                for name in present[1:]
-                if not self._alike(names[name], names[present[0]])
-            ]
-            if present:
-                names[owner] = names[present[0]]
-            for other in others:
-                names.pop(other, None)
+        problems: list[str] = []
+        for group in ties:
+            problems += self._untangle(names, group)
         return names, problems
 
-    def _alike(self, one: str, other: str) -> bool:
-        return torch.equal(self.weights[one], self.weights[other])
+    def _untangle(self, names: dict[str, str], group: Sequence[str]) -> list[str]:
+        """Leave one name of several for one weight, whichever the files have."""
+        present = [name for name in group if name in names]
+        files = [names.pop(name) for name in present]
+        if files:
+            names[group[0]] = files[0]
+        return [
+            f"{name} and {present[0]} are one parameter of the model, and differ"
+            for name, file_name in zip(present[1:], files[1:], strict=True)
+            if not torch.equal(self.weights[file_name], self.weights[files[0]])
+        ]
 
 
 class _Renamed(Mapping[str, Tensor]):
@@ -148,13 +149,27 @@ def open_folder(path: str | Path) -> HuggingFaceFolder:
     settings = read_settings(path)
     family = family_of(settings)
     spec = family.to_spec(settings)
-    spec["config"]["params_dtype"] = _dtype(settings)
-    settings.check()
     name = "".join(c if c.isprintable() else "_" for c in path.resolve().name)[:200] or family.model_type
     source = f"{path / CONFIG}"
+    spec["config"]["params_dtype"] = _dtype(settings, path)
     return HuggingFaceFolder(path, family, settings, load_spec({"name": name} | spec).with_origin(source, {}))
 
 
-def _dtype(settings: Settings) -> Any:
-    name = settings.get("dtype", settings.get("torch_dtype", "float32"))
-    return str(name).removeprefix("torch.")
+def _weights(path: Path) -> WeightFiles:
+    for name in _WEIGHTS:
+        if (path / name).is_file():
+            return open_weights(path / name)
+    found = sorted(entry.name for entry in path.iterdir())[:20]
+    raise CheckpointError(
+        f"no weights in {path}, which holds {', '.join(found)}.", available=_WEIGHTS, hint="fetch them", folder=path
+    )
+
+
+def _dtype(settings: Settings, path: Path) -> str:
+    """The dtype that the config names, else that of the weights, if they are there."""
+    named = settings.get("dtype", settings.get("torch_dtype"))
+    if named is None and any((path / name).is_file() for name in _WEIGHTS):
+        weights = _weights(path)
+        dtypes = (weights.outline(name).dtype for name in weights)
+        named = next((dtype for dtype in dtypes if dtype.is_floating_point), None)
+    return str(named or "float32").removeprefix("torch.")

@@ -88,8 +88,9 @@ def write_rope(
     if config.rotary_percent != share:
         beside["partial_rotary_factor"] = config.rotary_percent
     settings: dict[str, Any] = {old_names[name]: value for name, value in beside.items()}
-    scaling = None if config.rope_scaling is None else config.rope_scaling.to_dict()
-    if scaling is not None:
-        kind = scaling.pop("type")
-        scaling = {"rope_type": kind, "type": kind} | scaling
-    return settings | {"rope_scaling": scaling}
+    scaling = config.rope_scaling
+    if scaling is None:
+        return settings | {"rope_scaling": None}
+    numbers = {name: getattr(scaling, name) for name in _NUMBERS.get(scaling.type, ())}
+    given = {name: number for name, number in numbers.items() if number is not None}
+    return settings | {"rope_scaling": {"rope_type": scaling.type, "type": scaling.type} | given}

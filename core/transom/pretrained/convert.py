@@ -1,0 +1,221 @@
+"""Checkpoints from one form into another, a tensor at a time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from transom.checkpoint.atomic import new_folder
+from transom.checkpoint.hugging_face.export import choose_family, exported_settings
+from transom.checkpoint.hugging_face.folder import TOKENIZER, is_hugging_face, open_folder
+from transom.checkpoint.hugging_face.settings import CONFIG
+from transom.checkpoint.manifest import Manifest
+from transom.checkpoint.model_state import differences, mismatch, model_outlines
+from transom.checkpoint.store import WEIGHTS, open_checkpoint, save_weights
+from transom.checkpoint.weight_files import WeightFiles
+from transom.checkpoint.weight_writer import write_shards
+from transom.composition import build
+from transom.errors import OutputError
+from transom.specs.load import load_spec
+from transom.specs.lock import Lock
+from transom.specs.plan import Plan, plan
+from transom.specs.spec import ModelSpec
+from transom.transformer.utils import torch_dtype
+
+__all__ = ["SHARD_BYTES", "Converted", "convert"]
+
+SHARD_BYTES = 5_000_000_000
+"""Most bytes in a file of weights in Hugging Face's form."""
+
+ORIGINAL = "hugging_face_config.json"
+"""What a folder's ``config.json`` is called in a checkpoint made of it."""
+
+_CARRIED = (
+    TOKENIZER,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion wrote.
+
+    Args:
+        folder: where.
+        form: ``"transom"`` or the ``model_type`` of the family it was written as.
+        tensors: how many were written.
+        bytes: of all weights.
+        files: names of everything in the folder.
+    """
+
+    folder: Path
+    form: str
+    tensors: int
+    bytes: int
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Weights under canonical names, and what belongs to them.
+
+    Args:
+        plan: of the model they are for.
+        outlines: shape and dtype of each.
+        tensors: each made when it is looked up.
+        tied: further names of some.
+        carried: files that go along: a tokenizer's and the like.
+        original: the ``config.json`` that the spec was once read from.
+    """
+
+    plan: Plan
+    outlines: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor]
+    tied: Mapping[str, str] = field(default_factory=dict)
+    carried: Sequence[Path] = ()
+    original: Path | None = None
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.plan.spec
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    to: Literal["hf", "transom"] | None = None,
+    dtype: str | None = None,
+    family: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Converted:
+    """Write a checkpoint in another form. Weights pass one after another, and are never all in memory.
+
+    Args:
+        source: a folder of Hugging Face's form, or a run or one of its checkpoints.
+        target: the folder to write, which must not exist; it appears complete, or not at all.
+        to: the form; `None` = the other one.
+        dtype: of floating weights; `None` = as they are.
+        family: ``model_type`` to write, to Hugging Face's form; `None` = the first that computes the same.
+        shard_bytes: most bytes in a file, in Hugging Face's form.
+
+    Returns:
+        what was written.
+
+    Raises:
+        CheckpointError: the source is none, holds what cannot be computed exactly, or its weights do not fit; or no
+            family can tell what it computes.
+        OutputError: the target exists or cannot be written; nothing of it remains.
+    """
+    target = Path(target)
+    if target.exists():
+        raise OutputError(f"{target} exists already, and nothing is overwritten.", path=target)
+    is_theirs = is_hugging_face(source)
+    opened = _from_hugging_face(Path(source)) if is_theirs else _from_transom(Path(source))
+    outlines = {name: _cast(outline, dtype) for name, outline in opened.outlines.items()}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if (to or ("transom" if is_theirs else "hf")) == "transom":
+        form = _to_transom(opened, outlines, target, dtype)
+    else:
+        form = _to_hugging_face(opened, outlines, target, family, shard_bytes)
+    names = tuple(sorted(path.name for path in target.iterdir()))
+    size = sum(outline.numel() * outline.dtype.itemsize for outline in outlines.values())
+    return Converted(target, form, len(outlines), size, names)
+
+
+def _from_hugging_face(path: Path) -> _Source:
+    opened = open_folder(path)
+    made = plan(opened.spec, mode="infer")
+    tensors = opened.canonical(_outlines(made))
+    return _Source(
+        plan=made,
+        outlines=opened.canonical_outlines(),
+        tensors=tensors,
+        carried=[path / name for name in _CARRIED if (path / name).is_file()],
+        original=path / CONFIG,
+    )
+
+
+def _from_transom(path: Path) -> _Source:
+    opened = open_checkpoint(path)
+    manifest = opened.manifest
+    made = plan(load_spec(manifest.spec), mode="infer")
+    file = opened.file(WEIGHTS)
+    stored = WeightFiles([file])
+    outlines = {name: stored.outline(name) for name in stored}
+    problems = differences(_outlines(made), outlines | {name: outlines[owner] for name, owner in manifest.tied.items()})
+    if problems:
+        raise mismatch(str(file), "the weights are not those that the checkpoint's spec describes", problems)
+    original = opened.file(ORIGINAL) if ORIGINAL in manifest.files else None
+    carried = [opened.file(name) for name in _CARRIED if name in manifest.files]
+    return _Source(made, outlines, stored, manifest.tied, carried, original)
+
+
+def _outlines(made: Plan) -> dict[str, Tensor]:
+    """Find the canonical names, shapes and dtypes of a plan's weights, without memory for them."""
+    return model_outlines(build(made, device="meta"))
+
+
+def _cast(outline: Tensor, dtype: str | None) -> Tensor:
+    return outline if dtype is None or not outline.is_floating_point() else outline.to(torch_dtype(dtype))
+
+
+def _to_transom(source: _Source, outlines: Mapping[str, Tensor], target: Path, dtype: str | None) -> str:
+    spec = source.spec.to_dict()
+    if dtype is not None:
+        config = source.spec.config.replace(params_dtype=dtype, fp16=False, bf16=False)
+        spec["config"] = config.to_dict()
+    tokenizer = next((path.name for path in source.carried if path.name == TOKENIZER), "bytes")
+    manifest = Manifest(
+        transom=version("transom"),
+        torch=version("torch"),
+        step=0,
+        spec=spec,
+        lock=Lock.from_plan(source.plan).to_dict(),
+        tokenizer=tokenizer,
+        tied=dict(source.tied),
+    )
+    files = {path.name: path for path in source.carried}
+    if source.original is not None:
+        files[ORIGINAL] = source.original
+    save_weights(target, manifest, outlines, source.tensors, files)
+    return "transom"
+
+
+def _to_hugging_face(
+    source: _Source, outlines: Mapping[str, Tensor], target: Path, name: str | None, shard_bytes: int
+) -> str:
+    original: dict[str, Any] = {} if source.original is None else json.loads(source.original.read_text("utf-8"))
+    family = choose_family(source.spec, name, first=original.get("model_type"))
+    layout = family.layout(source.spec)
+    settings = exported_settings(family, source.spec, dtype=_dtype_of(outlines), original=original)
+    with new_folder(target) as partial:
+        (partial / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        for path in source.carried:
+            shutil.copyfile(path, partial / path.name)
+        theirs = dict(layout.backward(outlines))
+        write_shards(partial, "model", theirs, layout.backward(source.tensors), most_bytes=shard_bytes)
+    return family.model_type
+
+
+def _dtype_of(outlines: Mapping[str, Tensor]) -> str:
+    """The dtype that most floating weights have, by torch's name."""
+    counts = Counter(outline.dtype for outline in outlines.values() if outline.is_floating_point())
+    return str(counts.most_common(1)[0][0]).removeprefix("torch.")
