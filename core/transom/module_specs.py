@@ -185,7 +185,9 @@ def _inside(submodules: Any, builder: Callable[..., Any], place: Part, path: str
     return {
         name: _node(entries.get(name), inner, f"{path}.{inner.path or name}")
         if isinstance(inner, Part)
-        else tuple(_node(entries.get(name), each, f"{path}.{name}.{i}") for i, each in enumerate(inner))
+        else tuple(
+            _node(entries.get(name), each, f"{path}.{each.path or f'{name}.{i}'}") for i, each in enumerate(inner)
+        )
         for name, inner in places.items()
     }
 

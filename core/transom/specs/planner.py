@@ -167,7 +167,8 @@ class Planner:
             if isinstance(part, Part):
                 found[name] = self._node(_join(path, part.path or name), part)
             else:
-                found[name] = tuple(self._node(_join(path, f"{name}.{i}"), p) for i, p in enumerate(part))
+                each = ((p.path or f"{name}.{i}", p) for i, p in enumerate(part))
+                found[name] = tuple(self._node(_join(path, inner), p) for inner, p in each)
         return found
 
     def _typed_options(self, path: str, slot: str, builder: Any, resolution: Resolution) -> Any:

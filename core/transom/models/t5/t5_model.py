@@ -183,7 +183,7 @@ class T5Model(Module):
                 model's own caches need it.
 
         Returns:
-            logits ``[b, s, v]``, with labels each token's cross-entropy ``[b, s]`` in nats, in float32 at least; without
+            logits ``[b, s, v]``, with labels each token's cross-entropy ``[b, s]`` in nats; float32 at least. Without
             the head, or with ``output_encoder_hidden_only``, hidden states ``[b, s or t, h]``.
 
         Raises:
