@@ -169,6 +169,14 @@ def test_specs_as_files_with_other_values(tmp_path_factory, ending, write):
     run()
 
 
+HOOKED = {**BASE, "bundle": ["fast"], "hooks": ["a", {"hook": "acme/b", "options": {"rank": 8}}]}
+
+
+@given(changed(HOOKED))
+def test_specs_that_name_hooks_and_bundles_with_other_values(data):
+    refusal(lambda: planned(load_spec(data)))
+
+
 TEXTS = {
     "yaml": yaml.safe_dump(BASE),
     "json": json.dumps(BASE, indent=1),
