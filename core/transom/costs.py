@@ -99,12 +99,13 @@ def _build(node: Node, request: ArchitectureRequest) -> nn.Module:
 def _flops(module: nn.Module, request: ArchitectureRequest, length: int) -> int:
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), torch.device("meta"), counter:
-        module(*_inputs(request, length))
+        module(*_inputs(module, request, length))
     return counter.get_total_flops()
 
 
-def _inputs(request: ArchitectureRequest, length: int) -> tuple[Tensor, ...]:
+def _inputs(module: nn.Module, request: ArchitectureRequest, length: int) -> tuple[Tensor | None, ...]:
     if isinstance(request, ModelRequest):
-        return (torch.zeros(1, length, dtype=torch.long),)
+        ids = torch.zeros(1, length, dtype=torch.long)
+        return (ids, ids, None, None, None) if hasattr(module, "encode") else (ids,)
     dtype: Any = getattr(torch, request.context.dtype)
     return (torch.zeros(1, length, request.config.hidden_size, dtype=dtype),)

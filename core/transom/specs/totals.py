@@ -9,7 +9,8 @@ Conventions:
   heads, of which each query meets t keys, and ``2·h·v`` for logits. t is T, or the width of the window where that is
   smaller; a causal mask saves nothing in this count. A backward pass costs twice as much again.
 - The key/value cache holds g keys of size d and g values of size dv for a token, in the model's dtype, for each
-  self-attention.
+  self-attention that looks back only, and for each cross-attention.
+- A token of an encoder-decoder is one that is read and one that is written: T tokens are read and T written.
 - Memory is that of parameters, gradients and AdamW's two moments, each in the parameters' dtype. Activations are not
   counted: they depend on the batch and on what is recomputed.
 """
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Cost", "Measured", "Memory", "Totals", "costs", "item_size", "own_cost", "told", "totals"]
 
 _TOLD = frozenset(
-    f"transom/{name}" for name in ("decoder", "transformer_layer", "self_attention", "cross_attention", "mlp")
+    f"transom/{name}" for name in ("decoder", "t5", "transformer_layer", "self_attention", "cross_attention", "mlp")
 )
 
 
@@ -155,7 +156,7 @@ def told(node: Node) -> bool:
     """Whether a node's request, and those of its parts, tell what it costs.
 
     They do for kernel slots, whose mathematics the config fixes, and for core's own architectures, which have no
-    parameters outside their parts.
+    parameters outside their parts, or say how many in ``own_parameters(request, options)``.
     """
     is_kernel = node.slot in SLOTS and SLOTS[node.slot].kind == "kernel"
     return is_kernel or node.resolution.chosen.ref in _TOLD
@@ -178,10 +179,17 @@ def own_cost(node: Node, length: int) -> Cost:
         return Cost(request.hidden_size * (2 if "layernorm" in request.features else 1))
     if isinstance(request, CoreAttentionRequest):
         return _attention_cost(request, length)
-    # A decoder whose output layer is the embedding table multiplies by it, in no place of its own.
-    if isinstance(request, ModelRequest) and told(node) and request.share_embeddings_and_output_weights:
-        return Cost(flops=2 * request.config.hidden_size * request.vocab_size)
+    if isinstance(request, ModelRequest) and told(node):
+        return _model_cost(node, request)
     return Cost(kv_bytes=_cached(node), is_complete=told(node))
+
+
+def _model_cost(node: Node, request: ModelRequest) -> Cost:
+    count = getattr(node.resolution.chosen.load(), "own_parameters", None)
+    parameters = 0 if count is None else int(count(request, node.options))
+    # A model whose output layer is the embedding table multiplies by it, in no place of its own.
+    shared = request.share_embeddings_and_output_weights
+    return Cost(parameters, 2 * request.config.hidden_size * request.vocab_size if shared else 0)
 
 
 def _attention_cost(request: CoreAttentionRequest, length: int) -> Cost:
@@ -189,7 +197,9 @@ def _attention_cost(request: CoreAttentionRequest, length: int) -> Cost:
     heads, groups = request.num_attention_heads * ranks, request.num_query_groups * ranks
     sizes = request.head_size + request.value_head_size
     sinks = heads if "sink_learnable" in request.features else 0
-    cached = 0 if "cross" in request.features else groups * sizes * item_size(request.context.dtype)
+    # An encoder sees all of its sequence at once, and keeps nothing for later.
+    is_kept = not request.features.isdisjoint({"causal", "cross"})
+    cached = groups * sizes * item_size(request.context.dtype) if is_kept else 0
     return Cost(sinks, 2 * heads * sizes * _keys(request.window, length), cached)
 
 
@@ -198,6 +208,8 @@ def _cached(node: Node) -> int:
     if node.slot != "self_attention" or any(child.slot == "core_attention" for child in node.children()):
         return 0
     assert isinstance(node.request, AttentionRequest), "the slot's"
+    if "causal" not in node.request.masks:
+        return 0
     config = node.request.config
     return 2 * config.num_query_groups * config.kv_channels * item_size(node.request.context.dtype)
 

@@ -194,7 +194,7 @@ def split(plan: Plan, world: World, measured: Measured | None = None) -> tuple[S
     shares = _Shares(plan.spec.max_sequence_length, world.tp, measured or {})
     before, layers, after = _places(plan.root)
     costs = [shares.of(layer)[1] for layer in layers]
-    chunks = list(pairwise(accumulate(layers_of_chunks(pipelined(plan.config, world)), initial=0)))
+    chunks = _chunks(plan.config, world, len(layers))
     stages = []
     for number in range(world.pp):
         own = tuple(chunks[number :: world.pp])
@@ -207,6 +207,15 @@ def split(plan: Plan, world: World, measured: Measured | None = None) -> tuple[S
         memory = _memory(Memory.of(cost.parameters, plan.context.dtype, plan.context.mode), world, plan.context.dtype)
         stages.append(Stage(number, own, cost, memory))
     return tuple(stages)
+
+
+def _chunks(config: TransformerConfig, world: World, layers: int) -> list[tuple[int, int]]:
+    """Give the first and the one after the last layer of each virtual stage, from 0."""
+    if layers == config.num_layers:
+        return list(pairwise(accumulate(layers_of_chunks(pipelined(config, world)), initial=0)))
+    if world.pp > 1:  # an encoder's layers stand before the decoder's, and no config says how to cut both
+        raise _error("the layers of an encoder-decoder are not cut into stages.", "pp=1")
+    return [(0, layers)]
 
 
 def _places(root: Node) -> tuple[list[Node], list[Node], list[Node]]:

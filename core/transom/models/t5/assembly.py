@@ -62,6 +62,16 @@ class T5Assembly:
         places["kv_cache"] = parts.kv_cache(request)
         return places
 
+    @staticmethod
+    def own_parameters(request: ModelRequest, options: T5Options | None) -> int:
+        """Count what is in no place: the biases of positions, and that of logits made with the embedding table."""
+        config, shared = request.config, request.share_embeddings_and_output_weights
+        bias = request.vocab_size if shared and (options or T5Options()).tied_bias else 0
+        if config.position_embedding_type != "relative":
+            return bias
+        stacks = (config, request.encoder_config or config)
+        return bias + sum(each.relative_attention_num_buckets * each.num_attention_heads for each in stacks)
+
     def __call__(
         self,
         config: TransformerConfig,

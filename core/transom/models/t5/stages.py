@@ -164,7 +164,7 @@ class Stage:
             self.pre_process,
             self.is_shared,
             output_layer=make,
-            bias=self.options.output_bias,
+            bias=self.is_shared and self.options.tied_bias,
             factor=self.config.hidden_size**-0.5 if self.options.scale_logits else 1.0,
             tp_group=self.tp_group,
         )

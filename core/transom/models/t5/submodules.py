@@ -28,11 +28,11 @@ class T5Options:
 
     Args:
         scale_logits: the decoder's hidden states are divided by √h before they become logits, as in T5 1.0.
-        output_bias: logits have a bias; `None` = iff they are made with the embedding table.
+        tied_bias: logits that are made with the embedding table have a bias.
     """
 
     scale_logits: bool = False
-    output_bias: bool | None = None
+    tied_bias: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
