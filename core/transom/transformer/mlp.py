@@ -332,7 +332,8 @@ def apply_swiglu_sharded_factory(
     def merge(halves: Sequence[Tensor]) -> Tensor:
         return torch.cat(tuple(halves))
 
-    return ShardedTensorFactory(original_sh_ten.key, original_sh_ten.data, build, merge, original_sh_ten.replica_id)
+    fused = original_sh_ten
+    return ShardedTensorFactory(fused.key, fused.data, build, merge, fused.replica_id, shape)
 
 
 def _check_halves(fused: ShardedTensor, ranks: int) -> None:

@@ -155,6 +155,7 @@ class ShardedTensorFactory:
         build_fn: from a key, a tensor shaped like ``data`` (an optimizer's state, say) and a replica to the shards.
         merge_fn: from the shards' tensors, in the order of ``build_fn``, back to one shaped like ``data``.
         replica_id: which copy this is; all zeros is the one that is saved.
+        local_shape: of what ``build_fn`` takes, where ``data`` may rest otherwise; `None` = that of ``data``.
     """
 
     key: str
@@ -162,6 +163,7 @@ class ShardedTensorFactory:
     build_fn: BuildShards
     merge_fn: MergeShards
     replica_id: ReplicaId = (0,)
+    local_shape: tuple[int, ...] | None = None
 
     def build(self) -> list[ShardedTensor]:
         """Make the shards of ``data``."""
@@ -344,26 +346,6 @@ def _with_one_owner_each(state: ShardedStateDict) -> ShardedStateDict:
         is_copy = owner != shard.key
         found[name] = replace(shard, key=owner, replica_id=(*shard.replica_id, 1)) if is_copy else shard
     return found
-
-
-def mark_partial_gradients(module: object) -> None:
-    """Say that each tensor-parallel rank computes with a part of what these replicated parameters act on.
-
-    Their gradients are then parts of a sum that nobody has taken yet: norms of heads, which are split over the ranks,
-    and under sequence parallelism norms of tokens.
-    """
-    module.__dict__["gradients_are_partial"] = True
-
-
-def partial_gradients(module: nn.Module) -> Iterator[nn.Parameter]:
-    """Give the parameters below a module whose gradients must be summed over the tensor-parallel ranks, each once."""
-    found = {
-        id(parameter): parameter
-        for part in module.modules()
-        if part.__dict__.get("gradients_are_partial", False)
-        for parameter in part.parameters()
-    }
-    yield from found.values()
 
 
 class ShardedModule(nn.Module):
