@@ -25,7 +25,7 @@ from transom.specs.node import Replacement
 from transom.specs.plan import Node, Plan, Use
 from transom.specs.plan import plan as make_plan
 from transom.specs.spec import ModelSpec
-from transom.transformer.sharding import mark_partial_gradients
+from transom.transformer.partial_gradients import mark_partial_gradients
 
 __all__ = ["build", "check_ranks", "module_of", "modules_of"]
 

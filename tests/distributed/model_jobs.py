@@ -9,7 +9,7 @@ import torch.distributed as dist
 import transom
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transom.transformer.sharding import partial_gradients
+from transom.transformer.partial_gradients import partial_gradients
 
 PARALLEL = dict.fromkeys(("linear", "embedding", "loss"), "parallel_linear")
 

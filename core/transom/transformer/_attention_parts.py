@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from transom.errors import ConfigError, ParallelError
 from transom.transformer.collectives import Ranks, copy_to_ranks
-from transom.transformer.sharding import mark_partial_gradients
+from transom.transformer.partial_gradients import mark_partial_gradients
 from transom.transformer.split_random import drawn_apart
 
 if TYPE_CHECKING:

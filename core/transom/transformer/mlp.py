@@ -308,7 +308,7 @@ def apply_swiglu_sharded_factory(
         >>> [(shard.global_offset, shard.global_shape) for shard in factory.build()]
         [((3, 0), (12, 4)), ((9, 0), (12, 4))]
     """
-    axis, shape = original_sh_ten.prepended, original_sh_ten.local_shape
+    fused, axis, shape = original_sh_ten, original_sh_ten.prepended, original_sh_ten.local_shape
     ranks = original_sh_ten.axis_fragmentations[axis]
     rank = original_sh_ten.global_offset[axis] // shape[0]
     _check_halves(original_sh_ten, ranks)
@@ -332,7 +332,6 @@ def apply_swiglu_sharded_factory(
     def merge(halves: Sequence[Tensor]) -> Tensor:
         return torch.cat(tuple(halves))
 
-    fused = original_sh_ten
     return ShardedTensorFactory(fused.key, fused.data, build, merge, fused.replica_id, shape)
 
 

@@ -35,8 +35,6 @@ __all__ = [
     "ShardedTensor",
     "ShardedTensorFactory",
     "local_part",
-    "mark_partial_gradients",
-    "partial_gradients",
     "own_sharded_state",
     "replica_of",
     "replicated",
