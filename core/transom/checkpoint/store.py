@@ -208,7 +208,8 @@ def find_checkpoint(path: str | Path) -> Path:
     if found:
         return found[-1]
     what = f"no checkpoint in {path}." if path.is_dir() else f"no folder {path}."
-    raise CheckpointError(what, hint="the folder of a run, or one of its checkpoints", folder=path)
+    hint = "the folder of a run, or one of its checkpoints; of other models, one with a config.json"
+    raise CheckpointError(what, hint=hint, folder=path)
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:

@@ -42,14 +42,15 @@ def command(
 ) -> None:
     """Write down what a spec gets at every place, for others to get the same.
 
-    SPEC is a YAML, TOML or JSON file, or the name of a packaged recipe. A lock of the same model is replaced, and what
-    changed is told.
+    SPEC is a YAML, TOML or JSON file, the name of a packaged recipe, or the folder of a model. A lock of the
+    same model is replaced, and what changed is told.
     """
     from transom.checkpoint.atomic import write_file
+    from transom.pretrained.spec import read_spec
     from transom.specs.lock import Lock
     from transom.specs.plan import plan
 
-    made = plan(spec, device=device, dtype=dtype, mode=mode, use=use)
+    made = plan(read_spec(spec), device=device, dtype=dtype, mode=mode, use=use)
     lock = Lock.from_plan(made)
     path = out or Path(f"{lock.name.replace('/', '-')}.lock.json")
     before = None if force or not path.exists() else _own(path, lock)

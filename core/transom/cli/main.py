@@ -45,6 +45,7 @@ _VERBS: Mapping[str, str] = {
     "check": "Check a distribution or an implementation; exit with 1 when something is wrong.",
     "train": "Train the model that a spec describes.",
     "generate": "Continue a text with a trained checkpoint.",
+    "convert": "Write a checkpoint in another form: Hugging Face's, or Transom's own.",
 }
 
 

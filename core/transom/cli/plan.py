@@ -69,16 +69,17 @@ def command(
 ) -> None:
     """Show which implementation a spec gets at every place, and why.
 
-    SPEC is a YAML, TOML or JSON file, or the name of a packaged recipe. Nothing is allocated; only what was chosen is
-    imported.
+    SPEC is a YAML, TOML or JSON file, the name of a packaged recipe, or the folder of a model. Nothing is
+    allocated; only what was chosen is imported.
     """
     from transom.checkpoint.atomic import write_file
+    from transom.pretrained.spec import read_spec
     from transom.specs.page import render_page
     from transom.specs.plan import plan
     from transom.specs.render import render_plan, render_world
     from transom.specs.world import how_cut, parse_world, split
 
-    made = plan(spec, device=device, dtype=dtype, mode=mode, use=use, lock=locked, lock_mode=lock_mode)
+    made = plan(read_spec(spec), device=device, dtype=dtype, mode=mode, use=use, lock=locked, lock_mode=lock_mode)
     measured = _measured(made)
     sizes = None if world is None else parse_world(world, made.config)
     stages = () if sizes is None else split(made, sizes, measured)

@@ -55,17 +55,20 @@ class HuggingFaceStream:
 
 @final
 class HuggingFaceTokenizer:
-    """A tokenizer from a ``tokenizer.json``; it adds no special tokens.
+    """A tokenizer from a ``tokenizer.json``.
 
     Args:
         file: the ``tokenizer.json``.
+        special_tokens: add what the file says that a text begins and ends with, as `encode` of the model's own
+            library does.
 
     Raises:
         DataError: the file is not one, or the package ``tokenizers`` is not installed.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, special_tokens: bool = False) -> None:
         self.file: Path | None = file
+        self._special_tokens = special_tokens
         self._tokenizer = _read(file)
         self.vocab_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
 
@@ -76,7 +79,7 @@ class HuggingFaceTokenizer:
             DataError: the text holds half of a surrogate pair.
         """
         try:
-            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+            ids = self._tokenizer.encode(text, add_special_tokens=self._special_tokens).ids
         except TypeError as error:
             raise DataError("the text is not valid Unicode.", hint="UTF-8 text") from error
         return np.array(ids, dtype=np.uint32)

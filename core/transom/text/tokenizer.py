@@ -54,11 +54,12 @@ class Tokenizer(Protocol):
         ...
 
 
-def load_tokenizer(name: str | Path) -> Tokenizer:
+def load_tokenizer(name: str | Path, *, special_tokens: bool = False) -> Tokenizer:
     """Load the tokenizer that a spec names.
 
     Args:
         name: ``"bytes"``, or the path of a Hugging Face ``tokenizer.json``.
+        special_tokens: add what the file says that a text begins and ends with; bytes have none.
 
     Returns:
         the tokenizer.
@@ -83,4 +84,4 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
         raise DataError(what, asked_by="train.tokenizer", hint='"bytes", or the path of a tokenizer.json', path=path)
     from transom.text.hugging_face import HuggingFaceTokenizer
 
-    return HuggingFaceTokenizer(path)
+    return HuggingFaceTokenizer(path, special_tokens=special_tokens)
