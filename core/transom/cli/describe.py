@@ -15,10 +15,10 @@ from transom.slots import SLOTS
 if TYPE_CHECKING:
     from transom.registry.implementation import Implementation
     from transom.registry.registry import Registry
-    from transom.registry.scan import Problem
+    from transom.registry.scan import Entry, Problem
     from transom.slots import Slot
 
-__all__ = ["describe_all", "describe_problem", "describe_slot"]
+__all__ = ["describe_all", "describe_entry", "describe_problem", "describe_slot"]
 
 
 def describe_all(implementations: Iterable[Implementation], registry: Registry) -> list[dict[str, Any]]:
@@ -88,6 +88,17 @@ def describe_slot(name: str, slot: Slot | None) -> dict[str, Any]:
     api = ".".join(map(str, slot.api))
     facts = {"name": name, "kind": slot.kind, "api": api, "summary": slot.summary, "default": slot.default}
     return facts | {"features": dict(slot.features)}
+
+
+def describe_entry(entry: Entry) -> dict[str, str]:
+    """Give a hook or a bundle as plain data."""
+    return {
+        "name": entry.name,
+        "ref": f"{entry.distribution}/{entry.name}",
+        "distribution": entry.distribution,
+        "version": entry.version,
+        "entry_point": entry.value,
+    }
 
 
 def describe_problem(problem: Problem) -> dict[str, str]:

@@ -7,19 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from transom.cli.describe import describe_all, describe_problem, describe_slot
+from transom.cli.describe import describe_all, describe_entry, describe_problem, describe_slot
 from transom.cli.options import examples, json_option
 from transom.cli.table import print_table
 from transom.registry.registry import default_registry
+from transom.registry.scan import PREFIX
 from transom.slots import SLOT_ALIASES, SLOTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from transom.registry.scan import Problem
+    from transom.registry.scan import Entry, Problem
 
 __all__ = ["command"]
 
+_NAMED = ("hooks", "bundles")
 _HEADINGS = ("slot", "name", "distribution", "devices", "dtypes", "features", "notes")
 
 
@@ -29,8 +31,8 @@ _HEADINGS = ("slot", "name", "distribution", "devices", "dtypes", "features", "n
 def command(slot: str | None, as_json: bool) -> None:
     """List slots and the implementations that fill them.
 
-    SLOT is a slot's name, or linear for both linears; without it, every slot is listed. What is wrong with an installed
-    package is told at the end.
+    SLOT is a slot's name, or linear for both linears; without it, every slot is listed, and hooks and bundles, which
+    take effect where a spec names them. What is wrong with an installed package is told at the end.
     """
     registry = default_registry()
     facts = describe_all(registry.implementations(slot), registry)
@@ -38,10 +40,13 @@ def command(slot: str | None, as_json: bool) -> None:
     if as_json:
         names = SLOT_ALIASES.get(slot, (slot,)) if slot else tuple(registry.slots)
         slots = [describe_slot(name, SLOTS.get(name)) for name in names]
+        named = {kind: [describe_entry(entry) for entry in registry.index.group(f"{PREFIX}{kind}")] for kind in _NAMED}
         data = {"slots": slots, "implementations": facts, "problems": [describe_problem(p) for p in problems]}
-        click.echo(json.dumps(data, indent=2))
+        click.echo(json.dumps(data | ({} if slot else named), indent=2))
         return
     print_table(_HEADINGS, map(_row, facts), emphasised="name")
+    for kind in () if slot else _NAMED:
+        _print_named(kind, registry.index.group(f"{PREFIX}{kind}"))
     _print_problems(problems)
 
 
@@ -60,6 +65,14 @@ def _row(facts: dict[str, Any]) -> tuple[str, ...]:
         features,
         "; ".join(facts["notes"]),
     )
+
+
+def _print_named(kind: str, entries: Sequence[Entry]) -> None:
+    """Print hooks or bundles, where there are some."""
+    if entries:
+        click.echo(f"\n{kind.capitalize()}, which take effect where a spec names them:")
+        rows = [(entry.name, f"{entry.distribution} {entry.version}", entry.value) for entry in entries]
+        print_table(("name", "distribution", "entry point"), rows, emphasised="name")
 
 
 def _print_problems(problems: Sequence[Problem]) -> None:

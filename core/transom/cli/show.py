@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from transom.cli.describe import describe_all, describe_slot
 from transom.cli.options import examples, json_option
@@ -49,23 +50,46 @@ def command(ref: str, with_import: bool, as_json: bool) -> None:
     shown = describe_all(found, registry)
     for implementation, facts in zip(found, shown, strict=True):
         facts["contract"] = describe_slot(implementation.slot, SLOTS.get(implementation.slot))
+        facts["options"] = _options(facts["card"])
         if with_import:
-            facts["documentation"] = _documentation(implementation, registry)
+            builder = _imported(implementation, registry)
+            facts["documentation"] = inspect.cleandoc(vars(builder).get("__doc__") or "")  # its own, not inherited
+            facts["options"] = _options_of(builder) or facts["options"]
     click.echo(json.dumps(shown, indent=2) if as_json else "\n\n".join(map(_render, shown)))
 
 
-def _documentation(implementation: Implementation, registry: Registry) -> str:
-    """Import an implementation and return its docstring; where that fails, its traceback goes to stderr."""
+def _imported(implementation: Implementation, registry: Registry) -> Any:
+    """Import an implementation; where that fails, its traceback goes to stderr."""
     try:
-        builder = implementation.load_for(registry.slot(implementation.slot))
+        return implementation.load_for(registry.slot(implementation.slot))
     except PluginImportError as error:
         click.echo(error.data["traceback"] or "", err=True)
         raise
-    return inspect.getdoc(builder) or ""
+
+
+def _options(card: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the JSON Schema of options that a card holds, or refers to."""
+    declared = None if card is None else card["options"]
+    return {"$ref": declared} if isinstance(declared, str) else declared
+
+
+def _options_of(builder: Any) -> dict[str, Any] | None:
+    """Return the JSON Schema of the options that an imported builder takes."""
+    from transom.specs.schema import documented
+
+    declared = getattr(builder, "Options", None)
+    if declared is None:
+        return None
+    (reference,), definitions = msgspec.json.schema_components([declared], ref_template="#/$defs/{name}")
+    schema = definitions.pop(reference["$ref"].rpartition("/")[2])
+    schema["description"], meanings = documented(declared)
+    for name, meaning in meanings.items():
+        schema["properties"].get(name, {})["description"] = meaning
+    return schema | ({"$defs": definitions} if definitions else {})
 
 
 def _render(facts: dict[str, Any]) -> str:
-    head = click.style(facts["name"], bold=True) + f", a {facts['slot']}"
+    head = click.style(facts["name"], bold=True) + f", for slot {facts['slot']}"
     return "\n".join([head, *(line for label, text in _rows(facts) for line in _labelled(label, text))])
 
 
@@ -87,6 +111,8 @@ def _rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "card", facts["card_file"]
         yield from _card_rows(card)
         yield from _feature_rows(facts)
+    if facts["options"]:
+        yield "options", "\n".join(_option_lines(facts["options"]))
     if "documentation" in facts:
         yield "documentation", facts["documentation"] or "none"
 
@@ -113,6 +139,17 @@ def _feature_rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "features", _glossary(facts["card"]["features"], meanings) or "none"
     if facts["lacks"]:
         yield "lacks", _glossary(facts["lacks"], meanings)
+
+
+def _option_lines(schema: dict[str, Any]) -> Iterator[str]:
+    if "$ref" in schema:
+        yield f"{schema['$ref']}; --import lists them"
+    for name, field in schema.get("properties", {}).items():
+        kind = field.get("type") or " or ".join(str(each.get("type", "?")) for each in field.get("anyOf", ())) or "any"
+        default = f"default {json.dumps(field['default'])}" if "default" in field else "required"
+        default = default if name in schema.get("required", ()) or "default" in field else "may be left out"
+        meaning = f": {field['description']}" if "description" in field else ""
+        yield f"{name}, {kind}, {default}{meaning}"
 
 
 def _glossary(names: Iterable[str], meanings: dict[str, str]) -> str:

@@ -15,7 +15,7 @@ from transom.specs.spec import ModelSpec
 from transom.specs.train_spec import TrainSpec
 from transom.transformer.transformer_config import RopeScaling, TransformerConfig
 
-__all__ = ["spec_schema"]
+__all__ = ["documented", "spec_schema"]
 
 _DESCRIBED = (ModelSpec, HookUse, TrainSpec, TransformerConfig, RopeScaling)
 _FUNCTIONS = ("init_method", "output_layer_init_method")
@@ -50,14 +50,14 @@ def spec_schema() -> dict[str, Any]:
 
 
 def _describe(definition: dict[str, Any], kind: type) -> None:
-    summary, arguments = _documented(kind)
+    summary, arguments = documented(kind)
     definition["description"] = summary
     definition["additionalProperties"] = False
     for name, schema in definition["properties"].items():
         schema["description"] = arguments[name]
 
 
-def _documented(kind: type) -> tuple[str, dict[str, str]]:
+def documented(kind: type) -> tuple[str, dict[str, str]]:
     """Take a docstring apart: its first paragraph, and what it says about each argument."""
     text = inspect.getdoc(kind) or ""
     summary = " ".join(text.partition("\n\n")[0].split())

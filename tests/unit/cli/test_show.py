@@ -43,7 +43,7 @@ def test_show_tells_everything_that_the_data_say(install, capsys):
     install("acme-norm", {"norm": {"fast": "Made"}}, card=CARD, code="raise RuntimeError('imported')")
     assert main(["show", "fast"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "fast, a norm"
+    assert lines[0] == "fast, for slot norm"
     assert [line[2:] for line in lines[1:] if "transom.toml" not in line] == [
         "distribution    acme-norm 1.0",
         "ask for it as   fast or acme-norm/fast",
@@ -107,7 +107,7 @@ def test_show_says_what_is_wrong_with_the_card(install, capsys):
 def test_show_of_a_plugins_slot_reads_data_only(install, capsys):
     install("acme-slots", {"slots": {"gate": "Made"}, "gate": {"fast": "Made"}}, code="raise RuntimeError('imported')")
     assert main(["show", "gate/fast"]) == 0
-    assert capsys.readouterr().out.startswith("fast, a gate\n")
+    assert capsys.readouterr().out.startswith("fast, for slot gate\n")
 
 
 def test_show_prints_the_docstring_when_asked_to_import(install, capsys):
@@ -142,3 +142,51 @@ def test_show_refuses_a_reference_that_nothing_answers_to(capsys, ref, sentence,
     assert error.startswith(f"UnknownImplementationError: {sentence}\n  Asked by:   transom show\n  Available:  ")
     assert "\n  Try:        " in error
     assert hint in error
+
+
+OPTIONS = """
+from dataclasses import dataclass, field
+from typing import Annotated
+import msgspec
+
+class Fast:
+    @dataclass
+    class Options:
+        \'\'\'What a fast norm may be told.
+
+        Args:
+            width: in bits,
+                as they are counted.
+        \'\'\'
+
+        width: int
+        eager: bool | str = False
+        others: list[int] = field(default_factory=lambda: [1])
+
+    def __init__(self, config, hidden_size, eps, *, options=None): ...
+
+    def forward(self, x, /): ...
+"""
+
+
+def test_show_says_where_options_are_declared_and_lists_them_when_asked_to_import(install, capsys):
+    card = CARD.replace("[norm.fast]", '[norm.fast]\noptions = "acme_norm.parts:Fast.Options"')
+    install("acme-norm", {"norm": {"fast": "Fast"}}, card=card, code=OPTIONS)
+    assert main(["show", "fast"]) == 0
+    assert "  options         acme_norm.parts:Fast.Options; --import lists them\n" in capsys.readouterr().out
+    assert "acme_norm" not in sys.modules
+    assert main(["show", "fast", "--import"]) == 0
+    out = capsys.readouterr().out
+    assert "  options         width, integer, required: in bits, as they are counted.\n" in out
+    assert "                  eager, boolean or string, default false\n" in out
+    assert "                  others, array, may be left out\n" in out
+    main(["show", "fast", "--import", "--json"])
+    (facts,) = json.loads(capsys.readouterr().out)
+    assert facts["options"]["required"] == ["width"]
+
+
+def test_show_lists_options_that_the_card_describes(install, capsys):
+    card = CARD + '[norm.fast.options.properties.width]\ntype = "integer"\ndefault = 8\ndescription = "in bits"\n'
+    install("acme-norm", {"norm": {"fast": "Made"}}, card=card)
+    main(["show", "fast"])
+    assert "  options         width, integer, default 8: in bits\n" in capsys.readouterr().out

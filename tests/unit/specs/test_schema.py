@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import copy
 
 import jsonschema
@@ -33,7 +34,7 @@ def test_recipes_are_valid(name):
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_what_a_spec_writes_is_valid(name):
-    VALIDATOR.validate(load_spec(name).to_dict())
+    VALIDATOR.validate(json.loads(json.dumps(load_spec(name).to_dict())))
 
 
 @pytest.mark.parametrize(
