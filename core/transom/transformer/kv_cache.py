@@ -32,8 +32,10 @@ __all__ = ["CacheEntry", "CacheStep", "KVCache", "StaticKVCache", "StepLayer", "
 class CacheEntry(Protocol):
     """What one layer of a `KVCache` holds; a module."""
 
-    window: int | None
-    """How many of the last positions it holds; `None` = all."""
+    @property
+    def window(self) -> int | None:
+        """How many of the last positions it holds; `None` = all."""
+        ...
 
     def update(self, step: CacheStep, key: Tensor, value: Tensor, /) -> tuple[Tensor, Tensor]:
         """Write ``[b, s, g, d]`` and ``[b, s, g, dv]``; return the keys and values ``[b, t, ...]`` to attend to."""

@@ -254,7 +254,7 @@ class PagedKVCache(KVCache):
         held = self.blocks.blocks_of(self.batch_size, int(self.lengths.max()))
         sources, targets = held[rows], held[: len(rows)]
         is_held = (sources > 0) & (targets > 0)
-        for entry in self.entries:
+        for entry in self._entries:
             for pool in (entry.key, entry.value):
                 pool[targets[is_held]] = pool[sources[is_held]]
         super().reorder(rows)

@@ -71,7 +71,7 @@ def test_generate_stops_after_200_tokens_unless_told(run, capsys, monkeypatch):
 
 REFUSED = {
     "no checkpoint": (["nowhere", "--prompt", "a"], "CheckpointError: no folder nowhere."),
-    "no prompt": (["RUN"], "Missing option '--prompt'"),
+    "no prompt": (["RUN"], "either --prompt, once or more often, or --prompts-file"),
     "empty prompt": (["RUN", "--prompt", ""], "InputError: the prompt is empty"),
     "long prompt": (["RUN", "--prompt", "a" * 40], "InputError: the prompt has 40 tokens"),
     "too many tokens": (["RUN", "--prompt", "a", "--max-new-tokens", "32"], "at most 31 new tokens"),
