@@ -112,7 +112,7 @@ class SelfAttention(Module):
         *,
         tp_group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__(config)
+        super().__init__(config, tp_group)
         ranks = check_ranks(config, tp_group)
         self.layer_number = layer_number
         self.shared = SharedGroup.of(ranks, config.num_query_groups)
@@ -271,7 +271,7 @@ class CrossAttention(Module):
         *,
         tp_group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__(config)
+        super().__init__(config, tp_group)
         ranks = check_ranks(config, tp_group)
         self.shared = SharedGroup.of(ranks, config.num_query_groups)
         self.drawing = Drawing(ranks, config.attention_dropout)

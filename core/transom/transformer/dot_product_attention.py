@@ -95,7 +95,8 @@ class DotProductAttention(Module):
         """Describe the sinks, which are split like the heads.
 
         Raises:
-            ParallelError: they are split, and ``metadata`` does not say ``tensor_parallel_rank``.
+            ParallelError: they are split, and ``metadata`` does not say ``tensor_parallel_rank``, as an attention that
+                was made with a ``tp_group`` does.
         """
         if self.softmax_offset is None:
             return {}
@@ -104,7 +105,7 @@ class DotProductAttention(Module):
         if rank is None:
             raise ParallelError(
                 f"{key}: which of {ranks} parts this is, is not known.",
-                hint="give tensor_parallel_rank in metadata",
+                hint="ask the attention around it, or give tensor_parallel_rank in metadata",
                 key=key,
                 ranks=ranks,
             )

@@ -195,7 +195,7 @@ class MLP(Module):
         ffn_hidden_size: int | None = None,
         tp_group: torch.distributed.ProcessGroup | None = None,
     ) -> None:
-        super().__init__(config)
+        super().__init__(config, tp_group)
         inner = _inner_width(config, is_expert, ffn_hidden_size)
         self.linear_fc1 = submodules.linear_fc1(
             config.hidden_size if input_size is None else input_size,

@@ -12,6 +12,8 @@ from transom.errors import ConfigError
 from transom.transformer.sharding import Offset, ShardedModule, ShardedStateDict, sharded_state_of
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
     from transom.transformer.transformer_config import TransformerConfig
 
 __all__ = ["Float16Module", "Module"]
@@ -24,11 +26,13 @@ class Module(ShardedModule):
 
     Args:
         config: the model's config.
+        tp_group: tensor-parallel process group; `None` = one process.
     """
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, tp_group: ProcessGroup | None = None) -> None:
         super().__init__()
         self.config = config
+        self.tensor_parallel_rank = None if tp_group is None else tp_group.rank()
 
     def set_is_first_microbatch(self) -> None:
         """Tell all modules below that the next forward pass is an optimizer step's first.

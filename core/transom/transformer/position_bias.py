@@ -3,26 +3,47 @@
 from __future__ import annotations
 
 import math
-from typing import final
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from transom.errors import ParallelError
+from transom.transformer.collectives import Ranks
+from transom.transformer.sharding import (
+    Offset,
+    ShardedModule,
+    ShardedStateDict,
+    own_sharded_state,
+    replica_of,
+    sharded,
+)
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["RelativePositionBias", "alibi_slopes", "relative_position_buckets"]
 
 
 @final
-class RelativePositionBias(nn.Module):
+class RelativePositionBias(ShardedModule):
     """T5's bias: one learned number for each head and bucket of distances, added to the scores.
 
     Args:
-        num_attention_heads: n, heads of this rank.
+        num_attention_heads: n, over all ranks; each rank has the numbers of its own heads, n/p of them.
         num_buckets: of distances; half of them for each direction when bidirectional.
         max_distance: in tokens; all that is further away shares the last bucket.
         bidirectional: tell later keys from earlier ones (an encoder); else later keys share the bucket of distance 0.
         init_std: standard deviation of the initial numbers.
         device: of the parameter.
         dtype: of the parameter.
+        tp_group: the p tensor-parallel ranks, over which the heads are split; `None` = one process.
+
+    Raises:
+        ParallelError: the heads cannot be split over the ranks.
 
     Source: Raffel et al. 2020.
 
@@ -42,18 +63,29 @@ class RelativePositionBias(nn.Module):
         init_std: float = 0.02,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
+        tp_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
+        self.ranks = Ranks.of(tp_group)
+        self.num_attention_heads = num_attention_heads
         self.num_buckets = num_buckets
         self.max_distance = max_distance
         self.bidirectional = bidirectional
         self.init_std = init_std
-        self.relative_attention_bias = nn.Embedding(num_buckets, num_attention_heads, device=device, dtype=dtype)
+        own = _heads_of_rank(num_attention_heads, self.ranks)
+        numbers = torch.empty(num_buckets, own, device=device, dtype=dtype)
+        self.relative_attention_bias = nn.Embedding(num_buckets, own, _weight=numbers)
+        if tp_group is not None and self.ranks.size > 1:
+            self.relative_attention_bias.weight = _split(numbers, tp_group)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the initial numbers."""
-        nn.init.normal_(self.relative_attention_bias.weight, std=self.init_std)
+        """Draw the initial numbers of all heads, and keep this rank's: those that one process would have."""
+        own = _local(self.relative_attention_bias.weight)
+        if not own.is_meta:
+            whole = own.new_empty(self.num_buckets, self.num_attention_heads)
+            with torch.no_grad():
+                own.copy_(self.ranks.part(nn.init.normal_(whole, std=self.init_std), 1))
 
     def forward(self, s: int, t: int, *, query_positions: Tensor | None = None) -> Tensor:
         """Make the bias of s queries and t keys, aligned bottom-right.
@@ -64,16 +96,56 @@ class RelativePositionBias(nn.Module):
             query_positions: integers ``[s]`` or ``[b, s]``, where they are not t-s ... t-1.
 
         Returns:
-            ``[b or 1, n, s, t]``, for `AttentionMask.bias`.
+            ``[b or 1, n/p, s, t]``, for `AttentionMask.bias`.
         """
-        device = self.relative_attention_bias.weight.device
-        queries = torch.arange(t - s, t, device=device) if query_positions is None else query_positions
-        distance = torch.arange(t, device=device) - queries[..., None]  # [(b,) s, t]
+        numbers = _local(self.relative_attention_bias.weight)
+        queries = torch.arange(t - s, t, device=numbers.device) if query_positions is None else query_positions
+        distance = torch.arange(t, device=numbers.device) - queries[..., None]  # [(b,) s, t]
         buckets = relative_position_buckets(
             distance, num_buckets=self.num_buckets, max_distance=self.max_distance, bidirectional=self.bidirectional
         )
-        bias: Tensor = self.relative_attention_bias(buckets.view(-1, s, t))  # [b, s, t, n]
-        return bias.permute(0, 3, 1, 2)
+        return F.embedding(buckets.view(-1, s, t), numbers).permute(0, 3, 1, 2)  # [b, s, t, n] -> [b, n, s, t]
+
+    def sharded_state_dict(
+        self,
+        prefix: str = "",
+        sharded_offsets: tuple[Offset, ...] = (),
+        metadata: Mapping[str, Any] | None = None,
+    ) -> ShardedStateDict:
+        """Describe the numbers of this rank's heads, as `transom.transformer.sharding` does."""
+        if self.ranks.size == 1:
+            return own_sharded_state(self, prefix, sharded_offsets, metadata)
+        key, weight = f"{prefix}relative_attention_bias.weight", self.relative_attention_bias.weight
+        replica = replica_of(metadata, tensor_parallel_rank=0)
+        own = _local(weight).detach()
+        shard = sharded(key, own, 1, self.ranks.rank, self.ranks.size, sharded_offsets, replica_id=replica)
+        return {key: replace(shard, data=weight)}
+
+
+def _heads_of_rank(heads: int, ranks: Ranks) -> int:
+    if heads % ranks.size:
+        raise ParallelError(
+            f"position biases of {heads} heads cannot be split over {ranks.size} tensor-parallel ranks.",
+            hint="choose a tensor_model_parallel_size that divides num_attention_heads",
+            heads=heads,
+            ranks=ranks.size,
+        )
+    return heads // ranks.size
+
+
+def _split(part: Tensor, group: ProcessGroup) -> nn.Parameter:
+    """Let a rank's part rest as what it is of the whole, so that data parallelism and checkpoints know."""
+    from torch.distributed.tensor import DTensor, Shard
+
+    from transom.transformer.meshes import mesh_of
+
+    return nn.Parameter(DTensor.from_local(part, mesh_of(group, part.device.type), [Shard(1)], run_check=False))
+
+
+def _local(parameter: Tensor) -> Tensor:
+    to_local = getattr(parameter, "to_local", None)
+    local: Tensor = parameter if to_local is None else to_local()
+    return local
 
 
 def relative_position_buckets(distance: Tensor, *, num_buckets: int, max_distance: int, bidirectional: bool) -> Tensor:

@@ -9,7 +9,7 @@ parts of one whole, which is the same however many ranks there are.
 ``metadata`` says what a module cannot know of itself:
 
 ========================= ==================================================================
-``tensor_parallel_rank``  this rank among those that hold replicas of what is not split
+``tensor_parallel_rank``  this rank among those that hold replicas of what is not split; a ``tp_group`` says it too
 ``data_parallel_rank``    this rank among those that hold replicas of everything
 ``singleton_local_shards`` stacked matrices are saved under a key each
 ========================= ==================================================================
@@ -349,6 +349,8 @@ def _with_one_owner_each(state: ShardedStateDict) -> ShardedStateDict:
 class ShardedModule(nn.Module):
     """A module that can say which parts of whole tensors it holds."""
 
+    tensor_parallel_rank: int | None = None  # among those that share the module, where it knows
+
     def sharded_state_dict(
         self,
         prefix: str = "",
@@ -373,4 +375,6 @@ class ShardedModule(nn.Module):
             >>> Scale().sharded_state_dict("scale.")["scale.factor"].global_shape
             (3,)
         """
+        if self.tensor_parallel_rank is not None:
+            metadata = {"tensor_parallel_rank": self.tensor_parallel_rank, **(metadata or {})}
         return own_sharded_state(self, prefix, sharded_offsets, metadata)

@@ -197,6 +197,7 @@ class TransformerBlock(TransformerStack):
             norm = submodules.final_layernorm(config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon)
         super().__init__(layers, final_layernorm=norm, recompute=LayerRecompute.of(config))
         self.config = config
+        self.tensor_parallel_rank = None if tp_group is None else tp_group.rank()
         self.pre_process, self.post_process = pre_process, post_process
         self.first_layer_number = first_layer_number
         self.input_tensor: Tensor | None = None

@@ -99,7 +99,7 @@ class TransformerLayer(Module):
         *,
         tp_group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__(config)
+        super().__init__(config, tp_group)
         self.layer_number = layer_number
         self.hidden_dropout = config.hidden_dropout if hidden_dropout is None else hidden_dropout
         self.dtype = torch_dtype(config.params_dtype)

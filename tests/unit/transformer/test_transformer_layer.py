@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -82,7 +83,7 @@ def test_layer_skips_what_is_left_out_when_only_the_mlp_is_given(
 def test_places_are_built_by_the_given_builders_with_their_arguments(small_config: Any) -> None:
     calls: dict[str, tuple[Any, ...]] = {}
     config = small_config(layernorm_epsilon=1e-3)
-    group = object()
+    group = SimpleNamespace(rank=lambda: 1)
 
     def builder(place: str) -> Any:
         def build(*args: Any, **kwargs: Any) -> nn.Module:
