@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from transom.errors import BuildError, SpecError
 from transom.registry.implementation import Implementation
+from transom.registry.names import AUTO
 from transom.registry.policy import Policy
 from transom.registry.registry import Registry, default_registry
 from transom.registry.resolve import Resolution, parse_chain, resolve
@@ -175,7 +176,10 @@ class Planner:
         chosen = resolution.chosen
         ref = chosen.ref
         asked = {*resolution.asked, *(name.rpartition("/")[2] for name in resolution.asked)}
-        rule = self._options.find(path, slot, asked=asked, chosen=(chosen.name, ref))
+        names = {AUTO, chosen.name, ref}
+        said = self._use.presets(path, slot).items()
+        without = {bundle for bundle, chains in said if not any(names & set(chain) for chain in chains)}
+        rule = self._options.find(path, slot, asked=asked, chosen=(chosen.name, ref), without=without)
         if rule is None:
             return None
         written = Written(rule.value, f"options.{rule.pattern}", rule.where, rule.source)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic, NoReturn, TypeVar
@@ -166,7 +166,23 @@ class Rules(Generic[T]):
             slots = _slots(pattern.partition("/")[0], known)
             yield Rule(pattern, value, where, layer.source, line, rank, slots, tier)
 
-    def find(self, path: str, slot: str, *, asked: Iterable[str] = (), chosen: Iterable[str] = ()) -> Rule[T] | None:
+    def presets(self, path: str, slot: str) -> dict[str, list[T]]:
+        """Return what presets say of a node, by where they were written."""
+        said: dict[str, list[T]] = {}
+        for rule in self.rules:
+            if rule.tier < 0 and rule.matches(path, slot):
+                said.setdefault(rule.source, []).append(rule.value)
+        return said
+
+    def find(
+        self,
+        path: str,
+        slot: str,
+        *,
+        asked: Iterable[str] = (),
+        chosen: Iterable[str] = (),
+        without: Container[str] = (),
+    ) -> Rule[T] | None:
         """Find the most specific entry for a node.
 
         Args:
@@ -174,6 +190,7 @@ class Rules(Generic[T]):
             slot: of the node.
             asked: names that were asked for there, of which an entry may speak.
             chosen: names of the one that was chosen, for which such an entry holds.
+            without: sources whose entries do not hold there.
 
         Raises:
             SpecError: two equally specific entries say different things.
@@ -183,7 +200,7 @@ class Rules(Generic[T]):
         for i, rule in enumerate(self.rules):
             if rule.of in spoken_of and rule.matches(path, slot):
                 self.matched.add(i)
-                if rule.of in holding:
+                if rule.of in holding and rule.source not in without:
                     found.append((rule.specificity, i))
         if not found:
             return None

@@ -68,6 +68,15 @@ def test_later_bundle_wins_over_an_earlier_one(publish, make_spec):
     assert chosen(plan(spec | {"bundle": ["second", "first"]}, registry=registry))[1] == "even_mlp"
 
 
+def test_bundle_s_options_hold_for_its_own_choice_alone(publish, make_spec):
+    registry = publish('bundle = 1\n[use]\nmlp = "acme-fakes/fake_mlp"\n[options.mlp]\ntimes = 9\n')
+    use = {"layers.0.mlp": "fake_mlp", "layers.1.mlp": "even_mlp"}
+    spec = make_spec(bundle="fast", use=use, config={"num_layers": 4})
+    del spec["use"]["mlp"]
+    options = {n.path: n.options for n in plan(spec, registry=registry).nodes() if n.slot == "mlp"}
+    assert [None if each is None else each.times for each in options.values()] == [9, None, 9, 9]
+
+
 def test_bundle_sets_options(publish, make_spec):
     registry = publish('bundle = 1\n[options."layers.0.mlp"]\ntimes = 9\n')
     made = plan(make_spec(bundle="fast"), registry=registry)
