@@ -266,14 +266,14 @@ def lock_node(node: Node) -> LockedNode:
         version=chosen.version,
         entry_point=chosen.value,
         api=f"{node.api[0]}.{node.api[1]}",
-        options={} if node.options is None else msgspec.to_builtins(node.options),
+        options={} if node.options is None else _plain(node.options),
         refused=[LockedRefusal(ref=v.ref, stage=v.stage, reason=v.reason) for v in node.resolution.refused],
     )
 
 
 def lock_hook(hook: Hook) -> LockedHook:
     """Give a hook as it is locked."""
-    options = {} if hook.options is None else msgspec.to_builtins(hook.options)
+    options = {} if hook.options is None else _plain(hook.options)
     return LockedHook(hook=hook.ref, version=hook.version, entry_point=hook.value, options=options)
 
 
@@ -281,7 +281,13 @@ def _request_data(request: Request) -> dict[str, Any]:
     # The context stands once in the lock, and an architecture's configs once in the spec.
     left_out = {"context", "config", "encoder_config"} if isinstance(request, ArchitectureRequest) else {"context"}
     data = {f.name: getattr(request, f.name) for f in dataclasses.fields(request) if f.name not in left_out}
-    return {k: sorted(v) if isinstance(v, frozenset) else msgspec.to_builtins(v) for k, v in data.items()}
+    return _plain(data)
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """Give something as it is read back from a file, where a tuple is a list and a set has an order."""
+    fields = value if isinstance(value, dict) else msgspec.to_builtins(value)
+    return {k: msgspec.json.decode(msgspec.json.encode(v, order="deterministic")) for k, v in fields.items()}
 
 
 def _differing_facts(then: Lock, now: Lock) -> Iterator[str]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from dataclasses import make_dataclass
 
 import pytest
 from transom.errors import PlanMismatchError, ResolutionError, SpecError, UnknownImplementationError
 from transom.registry.registry import Registry
+from transom.specs.load import recipe_names
 from transom.specs.lock import Lock, read_lock
 from transom.specs.plan import plan
 
@@ -50,6 +52,24 @@ def test_lock_reads_back_what_it_writes(lock, tmp_path):
     assert read_lock(tmp_path / "a.json") == read_lock(json.loads(json.dumps(lock.to_dict()))) == lock
     assert read_lock(lock) is lock
     assert pickle.loads(pickle.dumps(lock)) == lock
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_written_lock_of_a_recipe_agrees_exactly_with_its_plan(recipe):
+    made = plan(recipe)
+    assert read_lock(json.loads(Lock.from_plan(made).to_text())).differences(made, "exact") == []
+
+
+def test_written_lock_agrees_exactly_with_what_json_cannot_tell(fakes, make_spec, monkeypatch):
+    mlp = fakes.get("mlp", "fake_mlp").load()
+    options = make_dataclass("Options", [("window", tuple[int, int]), ("names", frozenset[str]), ("times", int, 2)])
+    monkeypatch.setattr(mlp, "Options", options)
+    given = {"mlp": {"window": [1, 2], "names": ["b", "a", "c"]}}
+    made = plan(make_spec(options=given, config={"window_size": [4, 0]}), registry=fakes)
+    assert next(node.options.window for node in made.nodes() if node.slot == "mlp") == (1, 2)
+    lock = read_lock(json.loads(Lock.from_plan(made).to_text()))
+    assert lock.differences(made, "exact") == []
+    assert plan(made.spec, registry=fakes, lock=lock, lock_mode="exact").fingerprint == made.fingerprint
 
 
 def test_plan_under_its_lock_is_the_same_plan(made, lock):
@@ -273,6 +293,7 @@ def test_spawned_workers_make_the_same_plan_without_looking_around(site, fakes, 
 
 
 SLOT = """
+import dataclasses
 from typing import Protocol
 from torch import nn
 from transom.slots import Part, Request, Slot
@@ -296,6 +317,8 @@ class Gate(nn.Module):
         return x
 
 class GatedMLP(Base):
+    Submodules = dataclasses.make_dataclass("Submodules", [("gate", object, None)], bases=(Base.Submodules,))
+
     @classmethod
     def parts(cls, request):
         return {**Base.parts(request), "gate": Part(slot="gate", request=Request(context=request.context))}
