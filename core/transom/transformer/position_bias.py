@@ -87,20 +87,24 @@ class RelativePositionBias(ShardedModule):
             with torch.no_grad():
                 own.copy_(self.ranks.part(nn.init.normal_(whole, std=self.init_std), 1))
 
-    def forward(self, s: int, t: int, *, query_positions: Tensor | None = None) -> Tensor:
+    def forward(
+        self, s: int, t: int, *, query_positions: Tensor | None = None, key_positions: Tensor | None = None
+    ) -> Tensor:
         """Make the bias of s queries and t keys, aligned bottom-right.
 
         Args:
             s: number of queries.
-            t: number of keys, at positions 0 ... t-1.
+            t: number of keys.
             query_positions: integers ``[s]`` or ``[b, s]``, where they are not t-s ... t-1.
+            key_positions: integers ``[t]`` or ``[b, t]``, where they are not 0 ... t-1.
 
         Returns:
             ``[b or 1, n/p, s, t]``, for `AttentionMask.bias`.
         """
         numbers = _local(self.relative_attention_bias.weight)
         queries = torch.arange(t - s, t, device=numbers.device) if query_positions is None else query_positions
-        distance = torch.arange(t, device=numbers.device) - queries[..., None]  # [(b,) s, t]
+        keys = torch.arange(t, device=numbers.device) if key_positions is None else key_positions
+        distance = keys[..., None, :] - queries[..., None]  # [(b,) s, t]
         buckets = relative_position_buckets(
             distance, num_buckets=self.num_buckets, max_distance=self.max_distance, bidirectional=self.bidirectional
         )

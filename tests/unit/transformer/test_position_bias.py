@@ -79,3 +79,14 @@ def test_slopes_are_filled_from_twice_as_many_heads_when_not_a_power_of_two() ->
     got = alibi_slopes(12)
     torch.testing.assert_close(got[:8], alibi_slopes(8))
     torch.testing.assert_close(got[8:], alibi_slopes(16)[0:8:2])
+
+
+def test_relative_bias_of_positions_that_begin_anew_is_that_of_their_distances() -> None:
+    bias = RelativePositionBias(2, num_buckets=8, max_distance=12)
+    positions = torch.tensor([0, 1, 2, 0, 1])
+    both = bias(5, 5, query_positions=positions, key_positions=positions)
+    torch.testing.assert_close(both[:, :, :3, :3], bias(3, 3))
+    torch.testing.assert_close(both[:, :, 3:, 3:], bias(2, 2))
+    rows = torch.stack([positions, torch.arange(5)])
+    of_rows = bias(5, 5, query_positions=rows, key_positions=rows)
+    torch.testing.assert_close(of_rows, torch.cat([both, bias(5, 5)]))

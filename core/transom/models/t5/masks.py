@@ -181,20 +181,25 @@ def mask_for(
 
 
 def with_position_bias(
-    mask: AttentionMask, bias: RelativePositionBias | None, s: int, t: int, positions: Tensor | None
+    mask: AttentionMask,
+    bias: RelativePositionBias | None,
+    length: int,
+    positions: Tensor | None,
+    capacity: int | None = None,
 ) -> AttentionMask:
     """Add what tells positions to the scores.
 
     Args:
         mask: of a self-attention.
         bias: makes the terms; `None` = there are none.
-        s: number of queries.
-        t: number of keys, at positions 0 ... t-1.
-        positions: of the queries, ``[s]`` or ``[b, s]``; `None` = the last s.
+        length: s, number of queries.
+        positions: of the queries, ``[s]`` or ``[b, s]``; `None` = 0 ... s-1.
+        capacity: number of keys, at positions 0, 1 ..., where they are a cache's; `None` = the queries' own.
     """
     if bias is None:
         return mask
-    terms = bias(s, t, query_positions=positions)  # [b or 1, n, s, t]
+    keys = positions if capacity is None else None
+    terms: Tensor = bias(length, capacity or length, query_positions=positions, key_positions=keys)  # [b or 1, n, s, t]
     return replace(mask, bias=terms if mask.bias is None else mask.bias + terms)
 
 

@@ -175,6 +175,19 @@ class Stage:
         assert make is not None, "core has one"
         return partial(make, self.config)
 
+    def _bias(self, config: TransformerConfig, *, bidirectional: bool) -> RelativePositionBias | None:
+        if config.position_embedding_type != "relative":
+            return None
+        return RelativePositionBias(
+            config.num_attention_heads,
+            num_buckets=config.relative_attention_num_buckets,
+            max_distance=config.relative_attention_max_distance,
+            bidirectional=bidirectional,
+            init_std=config.init_method_std,
+            dtype=torch_dtype(config.params_dtype),
+            tp_group=self.tp_group,
+        )
+
     def _block(
         self,
         config: TransformerConfig,
@@ -190,22 +203,6 @@ class Stage:
             first_layer_number=numbers[0] if numbers else 1,
             tp_group=self.tp_group,
         )
-
-
-def _position_bias(
-    config: TransformerConfig, bidirectional: bool, tp_group: ProcessGroup | None
-) -> RelativePositionBias | None:
-    if config.position_embedding_type != "relative":
-        return None
-    return RelativePositionBias(
-        config.num_attention_heads,
-        num_buckets=config.relative_attention_num_buckets,
-        max_distance=config.relative_attention_max_distance,
-        bidirectional=bidirectional,
-        init_std=config.init_method_std,
-        dtype=torch_dtype(config.params_dtype),
-        tp_group=tp_group,
-    )
 
 
 def _builders(

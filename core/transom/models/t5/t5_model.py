@@ -317,7 +317,7 @@ class T5Model(Module):
         hidden = self._start("encoder_input_ids", ids, positions, self.encoder)
         b, t = hidden.shape[:2]
         mask = mask_for("encoder_attn_mask", given, (b, t, t), self.masks, packed)
-        mask = with_position_bias(mask, self.encoder_relative_pos_emb, t, t, None)
+        mask = with_position_bias(mask, self.encoder_relative_pos_emb, t, positions)
         read: Tensor = self.encoder(hidden, mask=mask, positions=positions)  # -> [b, t, h]
         return read
 
@@ -339,8 +339,8 @@ class T5Model(Module):
         (b, s), t = hidden.shape[:2], None if read is None else read.shape[1]
         mask = mask_for("decoder_attn_mask", masks[0], (b, s, s if cache is None else None), self.masks, packed)
         between = mask_for("encoder_decoder_attn_mask", masks[1], (b, s, t), self.masks, packed)
-        keys = s if cache is None else cache.capacity
-        mask = with_position_bias(mask, self.decoder_relative_pos_emb, s, keys, positions)
+        capacity = None if cache is None else cache.capacity
+        mask = with_position_bias(mask, self.decoder_relative_pos_emb, s, positions, capacity)
         written: Tensor = self.decoder(
             hidden, mask=mask, context=read, context_mask=between, positions=positions, cache=cache
         )
