@@ -63,7 +63,7 @@ def step(model: nn.Module, optimizer: torch.optim.AdamW, mesh: ParallelMesh | No
         loss /= mesh.sizes.dp
     optimizer.step()
     optimizer.zero_grad()
-    return float(loss), float(norm)
+    return float(loss.detach()), float(norm)
 
 
 def manifest(number: int) -> Manifest:

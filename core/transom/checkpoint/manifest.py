@@ -49,6 +49,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         data: where in the data the run stands; `None` = no run wrote it.
         tied: for each name of a parameter that is stored under another, that other name.
         files: every other file of the checkpoint.
+        sizes: of the mesh of the ranks that wrote it, by dimension; empty = one process did.
     """
 
     format: Literal[1] = 1
@@ -61,6 +62,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     data: DataPosition | None = None
     tied: dict[str, str] = {}
     files: dict[str, FileRecord] = {}
+    sizes: dict[str, int] = {}
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -24,6 +24,7 @@ from transom.errors import CheckpointError
 
 __all__ = [
     "Checkpoint",
+    "digest",
     "find_checkpoint",
     "list_checkpoints",
     "open_checkpoint",
@@ -95,7 +96,7 @@ class Checkpoint:
         if size != record.bytes:
             what = f"{path} has {size} bytes; {record.bytes} were written."
             raise CheckpointError(what, hint="an older checkpoint", path=path)
-        if _digest(path) != record.sha256:
+        if digest(path) != record.sha256:
             raise CheckpointError(f"{path} is not as it was written.", hint="an older checkpoint", path=path)
         return path
 
@@ -163,7 +164,7 @@ def save_weights(
 def _write_manifest(folder: Path, manifest: Manifest, tied: Mapping[str, str]) -> None:
     """Write what a checkpoint says of itself, after all its other files."""
     records = {
-        path.name: FileRecord(bytes=path.stat().st_size, sha256=_digest(path)) for path in sorted(folder.iterdir())
+        path.name: FileRecord(bytes=path.stat().st_size, sha256=digest(path)) for path in sorted(folder.iterdir())
     }
     manifest = msgspec.structs.replace(manifest, tied=dict(tied), files=records)
     (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
@@ -222,6 +223,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(folder, read_manifest(folder))
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """Give a file's SHA-256 in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,77 @@
+"""Data parallelism: parameters, gradients and optimizer state split over the ranks that see other data (FSDP2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor.placement_types import Shard
+
+from transom.distributed.mesh import ParallelMesh
+from transom.errors import ParallelError
+from transom.transformer.transformer_block import TransformerStack
+
+__all__ = ["shard_over_data"]
+
+
+def shard_over_data(
+    model: nn.Module, mesh: ParallelMesh, *, precision: Literal["float32", "bfloat16"] = "float32"
+) -> nn.Module:
+    """Split a model over the data-parallel ranks, each layer by itself, in place.
+
+    A layer's parameters are gathered when it runs and dropped afterwards; gradients are averaged over the ranks as they
+    arise. Parameters that are split over tensor-parallel ranks are split further. With one data-parallel rank nothing
+    happens.
+
+    Args:
+        model: whose layers are in a `TransformerStack`, on its device, the same on every data-parallel rank; it has no
+            optimizer yet.
+        mesh: of the ranks, which all call it.
+        precision: in which parameters are gathered; gradients are summed in float32, and parameters rest as they are.
+
+    Returns:
+        the model.
+
+    Raises:
+        ParallelError: the model's linears delay weight gradients, which would not be averaged.
+
+    Source: Zhao et al. 2023, PyTorch FSDP; torch's ``fully_shard``.
+    """
+    if mesh.sizes.dp == 1:
+        return model
+    _refuse_delayed(model)
+    narrow = precision == "bfloat16"
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if narrow else MixedPrecisionPolicy()
+    dp, place = mesh.device_mesh["dp"], _placement(mesh.sizes.dp)
+    for stack in [module for module in model.modules() if isinstance(module, TransformerStack)]:
+        for layer in stack.layers:
+            fully_shard(layer, mesh=dp, mp_policy=policy, shard_placement_fn=place)
+    fully_shard(model, mesh=dp, mp_policy=policy, shard_placement_fn=place)
+    return model
+
+
+def _placement(ranks: int) -> Callable[[nn.Parameter], Shard | None]:
+    """Choose along which dimension a parameter is split: the first, unless it is too short and the last divides.
+
+    Stacked matrices are ``[2, width, in]``: over more than two ranks the first dimension would leave most of them none.
+    """
+
+    def choose(parameter: nn.Parameter) -> Shard | None:
+        last = parameter.ndim - 1
+        is_stack = parameter.ndim == 3 and parameter.shape[0] < ranks and parameter.shape[last] % ranks == 0
+        return Shard(last) if is_stack else None
+
+    return choose
+
+
+def _refuse_delayed(model: nn.Module) -> None:
+    delays = getattr(getattr(model, "plan", None), "config", None)
+    if delays is not None and delays.delay_wgrad_compute:
+        raise ParallelError(
+            "weight gradients that are delayed would not be averaged over the data-parallel ranks.",
+            asked_by="config.delay_wgrad_compute",
+            hint="delay_wgrad_compute: false, or dp=1",
+        )
