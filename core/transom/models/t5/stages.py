@@ -130,11 +130,11 @@ class Stage:
 
     def encoder_bias(self) -> RelativePositionBias | None:
         """Make the bias that tells the encoder positions."""
-        return _position_bias(self.encoder_config, True, self.tp_group) if self.add_encoder else None
+        return self._bias(self.encoder_config, bidirectional=True) if self.add_encoder else None
 
     def decoder_bias(self) -> RelativePositionBias | None:
         """Make the bias that tells the decoder positions."""
-        return _position_bias(self.config, False, self.tp_group) if self.add_decoder else None
+        return self._bias(self.config, bidirectional=False) if self.add_decoder else None
 
     def encoder(self, specs: LayerSpecs, numbers: Sequence[int] | None) -> TransformerBlock | None:
         """Make the encoder's layers: a stage with decoder layers too has their end, which the decoder reads."""
