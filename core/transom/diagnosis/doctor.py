@@ -190,9 +190,9 @@ def _findings(examined: Examined, session: Session, registry: Registry) -> Itera
             yield Finding("note", name, where, "declares nothing; only its own supports() is asked")
     yield from import_findings(session.outcomes, own)
     for each in examined.promises:
-        for missing in each.missing:
+        if each.missing:
             where = f"[{PREFIX}{each.slot}] {each.name}"
-            yield Finding("note", name, where, f"cannot serve here: {missing}", hint=each.hint)
+            yield Finding("note", name, where, f"cannot serve here: {'; '.join(each.missing)}", hint=each.hint)
     if session.error is not None:
         yield Finding("wrong", name, "", f"nothing of it can be imported: {session.error}")
 

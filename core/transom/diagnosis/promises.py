@@ -63,7 +63,7 @@ def promise(implementation: Implementation, devices: Sequence[dict[str, Any]]) -
         card.modes,
         len(card.features),
         tuple(missing),
-        card.install if unmet else None,
+        card.install if unmet and len(missing) == len(unmet) else None,  # installing would not bring the hardware
     )
 
 

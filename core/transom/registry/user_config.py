@@ -107,7 +107,9 @@ def _read(path: Path, must_exist: bool) -> UserConfig:
         if not must_exist:
             return UserConfig()
         hint = f"make it, or unset {CONFIG}"
-        raise _error(path, "", "is not there", hint=hint, asked_by=f"the environment variable {CONFIG}") from error
+        raise _error(
+            path, "", f"is not there: {path}", hint=hint, asked_by=f"the environment variable {CONFIG}"
+        ) from error
     except OSError as error:
         raise _error(path, "", f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -83,7 +83,7 @@ def test_user_config_is_read_once(write):
 
 def test_user_config_that_transom_config_names_must_be_there(monkeypatch, tmp_path):
     monkeypatch.setenv(CONFIG, str(tmp_path / "gone.toml"))
-    with pytest.raises(UserConfigError, match=r"^the user's config is not there\.\n") as caught:
+    with pytest.raises(UserConfigError, match=r"^the user's config is not there: .*/gone\.toml\.\n") as caught:
         user_config()
     assert (caught.value.file, caught.value.path) == (str(tmp_path / "gone.toml"), "")
     assert caught.value.asked_by == "the environment variable TRANSOM_CONFIG"
