@@ -26,6 +26,7 @@ _GENERATORS: Mapping[str, str] = {
     "core_attention": "kernels.core_attention",
     "bias_dropout_add": "kernels.bias_dropout_add",
     "loss": "kernels.loss",
+    "kv_cache": "kernels.kv_cache",
     "mlp": "architectures.mlp",
     "self_attention": "architectures.self_attention",
     "cross_attention": "architectures.cross_attention",

@@ -10,6 +10,7 @@ from transom.slots.attention import AttentionRequest
 from transom.slots.bias_dropout_add import BiasDropoutAddRequest
 from transom.slots.core_attention import CoreAttentionRequest
 from transom.slots.embedding import EmbeddingRequest
+from transom.slots.kv_cache import KVCacheRequest
 from transom.slots.layer import LayerRequest
 from transom.slots.linear import LinearRequest
 from transom.slots.loss import LossRequest
@@ -39,6 +40,9 @@ _PLAIN: Mapping[str, Callable[[BuildContext], Request]] = {
     ),
     "bias_dropout_add": lambda c: BiasDropoutAddRequest(context=c, dropout=0.0),
     "loss": lambda c: LossRequest(context=c, vocab_size=32),
+    "kv_cache": lambda c: KVCacheRequest(
+        context=c, windows=((8, 0), None), num_query_groups=2, head_size=16, value_head_size=16
+    ),
     "mlp": lambda c: MLPRequest(context=c, config=config_for(params_dtype=c.dtype)),
     "self_attention": _attention,
     "cross_attention": _attention,

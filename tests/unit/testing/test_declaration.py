@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 from transom.registry.implementation import Implementation
+from transom.slots import SLOTS
 from transom.testing import declaration_cases
 from transom.testing.report import run_case
 
@@ -25,6 +26,21 @@ def test_everything_that_is_not_declared_is_tried(norm):
         *("train", "compile", "deterministic"),
     }
     assert {status for status, _ in _outcomes(implementation).values()} == {"passed"}
+
+
+@pytest.mark.parametrize("slot", [name for name, slot in SLOTS.items() if slot.kind == "kernel"])
+def test_every_feature_of_a_kernel_that_is_not_declared_must_be_refused_with_a_reason(slot, site, make_card):
+    features = sorted(SLOTS[slot].features)
+    for declared in {(), tuple(features[:1]), tuple(features)}:
+        name, package = f"acme-{len(declared)}", f"acme_{len(declared)}"
+        site.install(
+            name, {slot: {"one": "One"}}, code="class One: ...", card=make_card(f"{slot}.one", features=declared)
+        )
+        implementation = Implementation(slot, "one", name, "1.0", f"{package}.parts:One")
+        cases = {case.name: case for case in declaration_cases(implementation) if case.area == "refused"}
+        assert cases.keys() & set(features) == set(features) - set(declared)
+        for feature in set(features) - set(declared):
+            assert run_case(cases[feature]).status == "passed"
 
 
 @pytest.mark.parametrize(
