@@ -1,6 +1,7 @@
-# The verbs: demo, test, lint, docs. Each sets up what it needs first, in .venv; nothing else has to be installed.
+# The verbs: demo, test, lint, docs, bench. Each sets up what it needs first, in .venv; nothing else has to be installed.
 #   make demo                     train a small model, print its plan, its loss curve and a sample, swap its parts
 #   make test                     every test, with coverage
+#   make bench                    compare speed with a hand-written model and other libraries; writes docs/benchmarks
 #   make PYTHON=python3.12 test   with another Python (3.11 or newer; remove .venv first)
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN := .venv/bin
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml contrib/*/pyproject.toml))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs
+.PHONY: help demo test lint docs bench
 .DELETE_ON_ERROR:
 
 help:
@@ -45,3 +46,16 @@ lint: .venv/installed
 docs: .venv/installed docs/conf.py
 	$(BIN)/python -m pip install --quiet --group docs
 	$(BIN)/python -m sphinx -n -W --keep-going -b html docs docs/_build/html
+
+# The libraries to compare with have an environment of their own, which also sees what .venv has: some of them install
+# packages named `test` and `docs`, or older versions of what others need.
+.venv-bench/installed: tests/benchmarks/peers.txt .venv/installed
+	$(PYTHON) -m venv .venv-bench
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+	  > "$$(.venv-bench/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/outer.pth"
+	.venv-bench/bin/python -m pip install --quiet -c constraints.txt -r tests/benchmarks/peers.txt \
+	  || echo "Some libraries to compare with were not installed; the tables will say so."
+	@touch $@
+
+bench: .venv-bench/installed
+	.venv-bench/bin/python tests/benchmarks/model_figures.py --out docs/benchmarks
