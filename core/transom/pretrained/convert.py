@@ -17,6 +17,7 @@ from transom.checkpoint.atomic import new_folder
 from transom.checkpoint.hugging_face.export import choose_family, exported_settings
 from transom.checkpoint.hugging_face.folder import TOKENIZER, is_hugging_face, open_folder
 from transom.checkpoint.hugging_face.settings import CONFIG
+from transom.checkpoint.layout_map import LayoutMap
 from transom.checkpoint.manifest import Manifest
 from transom.checkpoint.model_state import differences, mismatch, model_outlines
 from transom.checkpoint.store import WEIGHTS, open_checkpoint, save_weights
@@ -205,6 +206,7 @@ def _to_hugging_face(
     original: dict[str, Any] = {} if source.original is None else json.loads(source.original.read_text("utf-8"))
     family = choose_family(source.spec, name, first=original.get("model_type"))
     layout = family.layout(source.spec)
+    _check_names(family.model_type, layout, outlines)
     settings = exported_settings(family, source.spec, dtype=_dtype_of(outlines), original=original)
     with new_folder(target) as partial:
         (partial / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
@@ -213,6 +215,15 @@ def _to_hugging_face(
         theirs = dict(layout.backward(outlines))
         write_shards(partial, "model", theirs, layout.backward(source.tensors), most_bytes=shard_bytes)
     return family.model_type
+
+
+def _check_names(form: str, layout: LayoutMap, outlines: Mapping[str, Tensor]) -> None:
+    """Refuse weights that the family has no names for, as an MLP of another kind has them."""
+    known = {name for rule in layout.expanded() for name in rule.here}
+    problems = [f"{name} has no place in a {form} model" for name in outlines.keys() - known]
+    problems += [f"{name} is missing" for name in known - outlines.keys()]
+    if problems:
+        raise mismatch(form, "the model has other weights than the family", problems, hint="to: transom")
 
 
 def _dtype_of(outlines: Mapping[str, Tensor]) -> str:

@@ -51,6 +51,7 @@ _PREFIXES = (
     "num_layers_in_",
     "account_for_",
 )
+_SHARED = "share_embeddings_and_output_weights"
 _OF_ROPE = ("rotary_base", "rotary_percent", "rotary_interleaved", "rope_scaling")
 _OLD_ROPE = ("rope_parameters", "rope_theta", "partial_rotary_factor", "rotary_pct", "rotary_emb_base")
 
@@ -97,6 +98,8 @@ def differences(family: Family, spec: ModelSpec) -> list[str]:
     except TransomError as error:
         return [*error.failed] or [error.what]
     before, after = _computed(spec), _computed(again)
+    if family.always_ties:  # the files tell it, not the config
+        del before[_SHARED]
     return [
         f"{name} is {before[name]}, and would be {after[name]}"
         for name in before.keys() & after.keys()
@@ -134,7 +137,23 @@ def exported_settings(
 
 def _computed(spec: ModelSpec) -> dict[str, Any]:
     """What a model computes in evaluation, each in one way of saying it."""
-    config = spec.config
+    decoder = _computed_by(spec.config)
+    encoder = {} if spec.encoder_config is None else _computed_by(spec.encoder_config)
+    options, shared = spec.options.get("model", {}), spec.share_embeddings_and_output_weights
+    return (
+        decoder
+        | {f"encoder_config.{name}": value for name, value in encoder.items()}
+        | {
+            "vocab_size": spec.vocab_size,
+            "max_sequence_length": spec.max_sequence_length,
+            _SHARED: shared,
+            "options.model.scale_logits": options.get("scale_logits", False),
+            "options.model.tied_bias": spec.model == "t5" and shared and options.get("tied_bias", True),
+        }
+    )
+
+
+def _computed_by(config: TransformerConfig) -> dict[str, Any]:
     found = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     without_rope = () if config.position_embedding_type == "rope" else _OF_ROPE
     relative = [name for name in found if name.startswith("relative_") and config.position_embedding_type != "relative"]
@@ -142,9 +161,6 @@ def _computed(spec: ModelSpec) -> dict[str, Any]:
         del found[name]
     layers = range(1, config.num_layers + 1)
     return {name: value for name, value in found.items() if not name.startswith(_PREFIXES)} | {
-        "vocab_size": spec.vocab_size,
-        "max_sequence_length": spec.max_sequence_length,
-        "share_embeddings_and_output_weights": spec.share_embeddings_and_output_weights,
         "softmax_scale": _scale(config),
         "no_rope_freq": [config.has_rope(number) for number in layers],
         "windows": [config.window_of(number) for number in layers],

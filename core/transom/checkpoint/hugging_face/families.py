@@ -13,6 +13,7 @@ from transom.checkpoint.hugging_face.mistral import MISTRAL
 from transom.checkpoint.hugging_face.olmo2 import OLMO2
 from transom.checkpoint.hugging_face.phi3 import PHI3
 from transom.checkpoint.hugging_face.qwen import QWEN2, QWEN3
+from transom.checkpoint.hugging_face.t5 import MT5, T5
 from transom.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["FAMILIES", "family_of"]
 
 FAMILIES: Mapping[str, Family] = {
-    family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, PHI3, OLMO2, GPT2, GPT_NEOX)
+    family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, PHI3, OLMO2, GPT2, GPT_NEOX, T5, MT5)
 }
 """In the order in which one is looked for that can tell a spec."""
 

@@ -67,8 +67,12 @@ def activation(theirs: str, default: str) -> Field:
     return Field(theirs, "config.activation_func", default, {default: ACTIVATIONS[default]} | dict(ACTIVATIONS))
 
 
-def _nothing(_: Any) -> dict[str, Any]:
+def _nothing(*_: Any) -> dict[str, Any]:
     return {}
+
+
+def _layers(spec: ModelSpec) -> dict[str, int]:
+    return {"layer": spec.config.num_layers}
 
 
 @final
@@ -85,9 +89,12 @@ class Family:
         fixed: fields of a spec's config that all models of the family have.
         required: settings that must have one value: (value, default, why).
         read: further fields of a spec's config.
+        around: further fields of a spec, of the settings and the spec's config.
         write: further settings.
         rules: of the weights' layout.
+        numbers: how many values the numbers in the rules' names have.
         ties: names of weights that are one, for a spec; the first of each is the one that is written.
+        always_ties: transformers shares embeddings and output whatever the config says, unless the files hold both.
         ignored: endings of names of tensors in files that are not weights.
     """
 
@@ -100,8 +107,11 @@ class Family:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     required: Mapping[str, tuple[Any, Any, str]] = field(default_factory=dict)
     read: Callable[[Settings], dict[str, Any]] = _nothing
+    around: Callable[[Settings, dict[str, Any]], dict[str, Any]] = _nothing
     write: Callable[[ModelSpec], dict[str, Any]] = _nothing
+    numbers: Callable[[ModelSpec], Mapping[str, int]] = _layers
     ties: Callable[[ModelSpec], Sequence[tuple[str, ...]]] = lambda spec: ()
+    always_ties: bool = False
     ignored: Sequence[str] = ()
 
     def to_spec(self, settings: Settings) -> dict[str, Any]:
@@ -118,6 +128,7 @@ class Family:
             where, _, name = each.ours.rpartition(".")
             if value is not None:
                 (spec[where] if where else spec)[name] = value
+        spec |= self.around(settings, spec["config"])
         settings.check()
         return spec
 
@@ -129,4 +140,4 @@ class Family:
 
     def layout(self, spec: ModelSpec) -> LayoutMap:
         """Give the layout map from the family's weights to canonical ones."""
-        return LayoutMap(self.rules(spec), {"layer": spec.config.num_layers})
+        return LayoutMap(self.rules(spec), self.numbers(spec))

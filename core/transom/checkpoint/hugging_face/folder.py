@@ -23,6 +23,7 @@ from transom.specs.spec import ModelSpec
 __all__ = ["TOKENIZER", "HuggingFaceFolder", "is_hugging_face", "open_folder"]
 
 TOKENIZER = "tokenizer.json"
+_SHARED = "share_embeddings_and_output_weights"
 _WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -78,6 +79,10 @@ class HuggingFaceFolder:
             what = f"the weights are not those that {CONFIG} describes"
             raise mismatch(str(self.path), what, problems, hint="fetch the whole checkpoint again")
         return layout.forward(_Renamed(self.weights, names))
+
+    def contradicts_ties(self) -> bool:
+        """Whether the files hold several values for what the spec says is one weight."""
+        return bool(self._names[1])
 
     def canonical_outlines(self) -> dict[str, Tensor]:
         """Give shape and dtype of what `canonical` gives, as they are in the files."""
@@ -148,11 +153,24 @@ def open_folder(path: str | Path) -> HuggingFaceFolder:
     path = Path(path)
     settings = read_settings(path)
     family = family_of(settings)
-    spec = family.to_spec(settings)
-    name = "".join(c if c.isprintable() else "_" for c in path.resolve().name)[:200] or family.model_type
-    source = f"{path / CONFIG}"
-    spec["config"]["params_dtype"] = _dtype(settings, path)
-    return HuggingFaceFolder(path, family, settings, load_spec({"name": name} | spec).with_origin(source, {}))
+    fields = family.to_spec(settings)
+    fields["name"] = "".join(c if c.isprintable() else "_" for c in path.resolve().name)[:200] or family.model_type
+    for config in {"config", "encoder_config"} & fields.keys():
+        fields[config]["params_dtype"] = _dtype(settings, path)
+
+    def opened(**changes: bool) -> HuggingFaceFolder:
+        spec = load_spec(fields | changes).with_origin(f"{path / CONFIG}", {})
+        return HuggingFaceFolder(path, family, settings, spec)
+
+    if not _has_weights(path) or not (fields[_SHARED] or family.always_ties):
+        return opened()
+    shared = opened(**{_SHARED: True})
+    # Two weights that differ are not one, whatever the config says.
+    return opened(**{_SHARED: False}) if shared.contradicts_ties() else shared
+
+
+def _has_weights(path: Path) -> bool:
+    return any((path / name).is_file() for name in _WEIGHTS)
 
 
 def _weights(path: Path) -> WeightFiles:
@@ -168,7 +186,7 @@ def _weights(path: Path) -> WeightFiles:
 def _dtype(settings: Settings, path: Path) -> str:
     """The dtype that the config names, else that of the weights, if they are there."""
     named = settings.get("dtype", settings.get("torch_dtype"))
-    if named is None and any((path / name).is_file() for name in _WEIGHTS):
+    if named is None and _has_weights(path):
         weights = _weights(path)
         dtypes = (weights.outline(name).dtype for name in weights)
         named = next((dtype for dtype in dtypes if dtype.is_floating_point), None)
