@@ -14,6 +14,10 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """How a model is trained; every field has a default.
 
     Args:
+        objective: what is learned: the ``"next_token"``; or with ``"span_corruption"``, which is for encoder-decoders,
+            what was cut out of a sequence.
+        noise_density: share of a sequence's tokens that is cut out.
+        mean_span_length: tokens of a span that is cut out, on average.
         data: a text file, a folder of ``*.txt`` and ``*.md``, or token ids (``.npy``, ``.bin``); a list of these; or
             ``"default"``, English text that comes with Python.
         tokenizer: ``"bytes"`` (256 ids), or the path of a Hugging Face ``tokenizer.json``.
@@ -43,6 +47,9 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         16
     """
 
+    objective: Literal["next_token", "span_corruption"] = "next_token"
+    noise_density: float = 0.15
+    mean_span_length: float = 3.0
     data: str | tuple[str, ...] = "default"
     tokenizer: str = "bytes"
     token_dtype: Literal["uint16", "uint32"] = "uint16"
@@ -78,6 +85,9 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         self._check_related()
 
     def _check_related(self) -> None:
+        density, span = self.noise_density, self.mean_span_length
+        _require(0 < density < 1, "noise_density", density, "between 0 and 1, without either")
+        _require(1 <= span < math.inf, "mean_span_length", span, "1 or more, and finite")
         length, fraction, low = self.sequence_length, self.validation_fraction, self.min_learning_rate
         _require(length is None or length >= 1, "sequence_length", length, "1 or more")
         _require(0 < fraction < 1, "validation_fraction", fraction, "between 0 and 1, without either")

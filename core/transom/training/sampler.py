@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from transom.training.split_mix import hashed
 from transom.training.token_sequence import TokenSequence
 
 __all__ = ["Batch", "SequenceSampler", "validation_batches"]
 
 Batch = tuple[Tensor, Tensor]
 """Tokens and labels, ``[b, s]`` int64 each; a label is the token that follows."""
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 @final
@@ -59,10 +58,10 @@ class SequenceSampler:
 
     def _starts(self, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         seed, number = np.array([[self.seed], [epoch]], dtype=np.uint64)
-        key = _hash(_hash(seed) + number)
-        order = np.argsort(_hash(key + np.arange(self.per_epoch).astype(np.uint64)), kind="stable")
+        key = hashed(hashed(seed) + number)
+        order = np.argsort(hashed(key + np.arange(self.per_epoch).astype(np.uint64)), kind="stable")
         room = len(self.tokens) - 1 - self.per_epoch * self.length
-        return order * self.length + int(_hash(key)[0] % np.uint64(room + 1))
+        return order * self.length + int(hashed(key)[0] % np.uint64(room + 1))
 
 
 def validation_batches(tokens: TokenSequence, length: int, batch_size: int, batches: int) -> Iterator[Batch]:
@@ -87,10 +86,3 @@ def validation_batches(tokens: TokenSequence, length: int, batch_size: int, batc
 def _stack(rows: list[np.ndarray[tuple[int], np.dtype[np.int64]]]) -> Batch:
     sequences = torch.from_numpy(np.stack(rows))
     return sequences[:, :-1], sequences[:, 1:]
-
-
-def _hash(values: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
-    values = values + _GOLDEN
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transom.training.sampler import SequenceSampler, _hash, validation_batches
+from transom.training.sampler import SequenceSampler, validation_batches
 from transom.training.token_sequence import TokenSequence
 
 
@@ -15,13 +15,6 @@ def _tokens(count):
 
 def _starts(sampler, numbers):
     return [start for number in numbers for start in sampler.batch(number)[0][:, 0].tolist()]
-
-
-def test_hash_is_splitmix64():
-    # The first three numbers of Vigna's reference splitmix64.c from the state 1234567.
-    gamma = 0x9E3779B97F4A7C15
-    states = np.array([(1234567 + i * gamma) % 2**64 for i in range(3)], dtype=np.uint64)
-    assert _hash(states).tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 
 @given(st.integers(6, 200), st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**63 - 1))
