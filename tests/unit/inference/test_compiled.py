@@ -1,0 +1,145 @@
+"""The compiled step: one graph for each size, none more for a sequence that grows."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+import torch._dynamo
+import transom
+from torch._dynamo.testing import CompileCounterWithBackend
+from transom.errors import CacheError, InputError
+from transom.inference.beam_search import beam_search
+from transom.inference.compiled import rounded_capacity
+from transom.inference.generate import generate
+from transom.inference.settings import BeamSettings, GenerationSettings
+
+PROMPT = [72, 101, 108, 108, 111]
+
+
+class Counting:
+    """Compiles as ``compile=True`` does, with a backend that counts its graphs."""
+
+    def __init__(self, backend="eager"):
+        self.counter = CompileCounterWithBackend(backend)
+
+    def __call__(self, step):
+        return torch.compile(step, fullgraph=True, dynamic=False, backend=self.counter)
+
+    @property
+    def graphs(self):
+        return self.counter.frame_count
+
+
+@pytest.fixture(autouse=True)
+def _no_recompiles():
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+@pytest.mark.parametrize("kind", ["static", "sliding_window", "paged", "int8"])
+def test_a_growing_sequence_has_one_graph(spec, kind, rows):
+    config = spec["config"] | {"window_size": [6, 0], "window_attn_skip_freq": 2}
+    model = transom.build(spec | {"config": config}, use={"kv_cache": kind}, mode="infer", seed=0)
+    counting = Counting()
+    settings = GenerationSettings(greedy=True, max_new_tokens=19, compile=counting)
+    prompts = [[i + 1, *PROMPT[1:]] for i in range(rows)]
+    compiled = generate(model, prompts, settings)
+    assert counting.graphs == 1
+    plain = generate(model, prompts, replace(settings, compile=False))
+    assert [row.tokens for row in compiled] == [row.tokens for row in plain]
+
+
+def test_rows_of_unequal_length_have_one_graph_of_their_own(model):
+    counting = Counting("aot_eager")
+    settings = GenerationSettings(greedy=True, max_new_tokens=9, compile=counting)
+    unequal = [[7], PROMPT, [1, 2, 3]]
+    compiled = generate(model, unequal, settings)
+    assert counting.graphs == 1
+    assert [row.tokens for row in compiled] == [
+        row.tokens for row in generate(model, unequal, replace(settings, compile=False))
+    ]
+    generate(model, [PROMPT] * 3, settings)
+    assert counting.graphs == 2
+
+
+def test_later_calls_use_the_graph_again(model):
+    counting = Counting()
+    settings = GenerationSettings(max_new_tokens=6, compile=counting)
+    for prompt in (PROMPT, [1], [5] * 9):
+        generate(model, [prompt], settings, seed=1)
+    assert counting.graphs == 1
+
+
+def test_beams_have_one_graph(model):
+    counting = Counting()
+    settings = BeamSettings(num_beams=3, max_new_tokens=8, compile=counting)
+    (compiled,), (plain,) = (
+        beam_search(model, [PROMPT], each)[0] for each in (settings, replace(settings, compile=False))
+    )
+    assert compiled.tokens == plain.tokens
+    assert compiled.score == pytest.approx(plain.score, rel=1e-5)
+    assert counting.graphs == 1
+
+
+def test_each_model_has_graphs_of_its_own(spec):
+    counting = Counting()
+    settings = GenerationSettings(greedy=True, max_new_tokens=3, compile=counting)
+    for seed in range(10):  # more than one function may be compiled anew
+        model = transom.build(spec, mode="infer", seed=seed)
+        compiled = generate(model, [PROMPT], settings)[0].tokens
+        assert compiled == generate(model, [PROMPT], replace(settings, compile=False))[0].tokens
+    assert counting.graphs == 10
+
+
+def test_a_compiled_model_is_let_go(spec):
+    model = transom.build(spec, mode="infer", seed=0)
+    generate(model, [PROMPT], GenerationSettings(max_new_tokens=3, compile=Counting()))
+    torch._dynamo.reset()
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_true_compiles_the_whole_step(model, monkeypatch):
+    asked = []
+
+    def compile_(step, **settings):
+        asked.append(settings)
+        return step
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    generate(model, [PROMPT], GenerationSettings(max_new_tokens=3, compile=True))
+    assert asked == [{"fullgraph": True, "dynamic": False}]
+
+
+def test_caches_of_the_caller_are_checked_before_a_compiled_step(model):
+    model.setup_caches(1, capacity=8)
+    compile_ = partial(torch.compile, backend="eager")
+    with pytest.raises(CacheError, match="14 positions are asked for and the cache holds 8"):
+        generate(model, [PROMPT], GenerationSettings(max_new_tokens=10, compile=compile_))
+
+
+def test_a_model_without_caches_cannot_be_compiled():
+    class Plain(torch.nn.Linear):
+        max_seq_len = 9
+
+    with pytest.raises(InputError, match="compile needs caches, and Plain has none") as caught:
+        generate(Plain(1, 1), [[1]], GenerationSettings(max_new_tokens=1, compile=True))
+    assert caught.value.name == "compile"
+
+
+@pytest.mark.parametrize(
+    ("capacity", "most", "rounded"),
+    [(1, None, 64), (64, None, 64), (65, None, 128), (100, 110, 110), (5, 24, 24), (None, 24, None)],
+)
+def test_capacities_are_rounded_to_powers_of_two_that_the_model_can_have(capacity, most, rounded):
+    assert rounded_capacity(capacity, most) == rounded
