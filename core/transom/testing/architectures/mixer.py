@@ -101,8 +101,17 @@ class GrowingCache:
         """Keep keys and values ``[b, s, g, d]``, and give all that are held, with their number in each row."""
         if self.held is not None:
             key, value = torch.cat([self.held[0], key], dim=1), torch.cat([self.held[1], value], dim=1)
-        self.held = (key, value)
-        return key, value, torch.full((key.shape[0],), key.shape[1], device=key.device)
+        self.held, self.positions = (key, value), positions
+        return key, value, self._lengths(key)
+
+    def mask(self, mask: AttentionMask | None, /) -> AttentionMask:
+        """Derive the mask over what is held; key j is the one at position j."""
+        assert self.held is not None, "update() comes first"
+        key = self.held[0]
+        return (AttentionMask() if mask is None else mask).for_cache(self.positions, self._lengths(key), key.shape[1])
+
+    def _lengths(self, key: Tensor) -> Tensor:
+        return torch.full((key.shape[0],), key.shape[1], device=key.device)
 
 
 def mixer_exercise(subject: Subject, mixer: Mixer) -> Exercise:
