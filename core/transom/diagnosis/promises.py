@@ -52,9 +52,8 @@ def promise(implementation: Implementation, devices: Sequence[dict[str, Any]]) -
     card = implementation.card
     if card is None:
         return None
-    unmet = unmet_requirements(card.requires)
-    missing = [f"it requires {what} (requires)" for _, what in unmet]
-    missing += [f"{what} (hardware)" for what in _hardware(card, devices)]
+    unmet = [f"it requires {what} (requires)" for _, what in unmet_requirements(card.requires)]
+    hardware = [f"{what} (hardware)" for what in _hardware(card, devices)]
     return Promise(
         implementation.slot,
         implementation.name,
@@ -62,9 +61,19 @@ def promise(implementation: Implementation, devices: Sequence[dict[str, Any]]) -
         card.dtypes,
         card.modes,
         len(card.features),
-        tuple(missing),
-        card.install if unmet and len(missing) == len(unmet) else None,  # installing would not bring the hardware
+        (*unmet, *hardware),
+        _hint(card, bool(unmet), bool(hardware)),
     )
+
+
+def _hint(card: CardSection, is_unmet: bool, lacks_hardware: bool) -> str | None:
+    """Say what would let it serve: where the hardware lacks, installing alone would not."""
+    place = f"a machine with {' or '.join(card.devices)}" + (
+        f" of compute capability {card.min_compute_capability} or newer" if card.min_compute_capability else ""
+    )
+    if is_unmet and card.install:
+        return f"{card.install}; on {place}" if lacks_hardware else card.install
+    return f"{place}, or another implementation" if lacks_hardware else None
 
 
 def _hardware(card: CardSection, devices: Sequence[dict[str, Any]]) -> Iterator[str]:

@@ -48,11 +48,11 @@ def test_promise_says_how_to_install_what_is_missing(site, make_card):
     assert promise(Registry(scan([str(site.root)])).get("norm", "fast"), [CPU]).hint == "pip install 'acme[fast]'"
 
 
-def test_promise_does_not_say_how_to_install_what_would_not_run_here_anyway(site, make_card):
+def test_promise_says_where_what_is_to_be_installed_would_run(site, make_card):
     card = make_card("norm.fast", requires=["no-such-package>=3"], install="pip install it", devices=["cuda"])
     site.install("acme-norm", {"norm": {"fast": "Fast"}}, card=card)
     found = promise(Registry(scan([str(site.root)])).get("norm", "fast"), [CPU])
-    assert (len(found.missing), found.hint) == (2, None)
+    assert (len(found.missing), found.hint) == (2, "pip install it; on a machine with cuda")
 
 
 def test_promise_of_what_declares_nothing_is_none(site):
