@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transom.slots.model import ModelRequest
+from transom.testing.architectures.encoder_decoder import encoder_decoder_cases
 from transom.testing.architectures.mixer import Mixer
 from transom.testing.architectures.mixing import mixing_cases
 from transom.testing.architectures.properties import expect_same, expect_shape
@@ -25,7 +26,10 @@ _IGNORED = -100
 
 
 def cases(subject: Subject) -> Iterator[Case]:
-    """Make the cases of a model."""
+    """Make the cases of a model: those of an encoder-decoder where its card declares that it is one."""
+    if "encoder_decoder" in subject.features:
+        yield from encoder_decoder_cases(subject)
+        return
     mixer = Mixer(
         request=_request,
         arguments=lambda number: {},
