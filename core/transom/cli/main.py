@@ -43,6 +43,7 @@ _VERBS: Mapping[str, str] = {
     "doctor": "Say what is wrong with this installation; exit with 1 when something is.",
     "new": "Write a plugin that works, for its author to go on from.",
     "check": "Check a distribution or an implementation; exit with 1 when something is wrong.",
+    "bench": "Compare implementations of a slot: outputs, gradients and speed.",
     "train": "Train the model that a spec describes.",
     "generate": "Continue a text with a trained checkpoint.",
     "convert": "Write a checkpoint in another form: Hugging Face's, or Transom's own.",
@@ -131,10 +132,12 @@ def main(args: Sequence[str] | None = None) -> int:
         error.show()
         return EXIT_USER_ERROR
     except TransomError as error:
-        _report(error)
+        if _is_first_rank() or not getattr(error, "is_told_to_all", False):
+            _report(error)
         return EXIT_USER_ERROR
     except (KeyboardInterrupt, click.Abort):
-        click.echo("\nInterrupted.", err=True)
+        if _is_first_rank():
+            click.echo("\nInterrupted.", err=True)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         if not _reader_is_gone():
@@ -148,6 +151,11 @@ def main(args: Sequence[str] | None = None) -> int:
         _report(OutputError(f"the output cannot be written: {error.strerror}."))
         return EXIT_USER_ERROR
     return 0
+
+
+def _is_first_rank() -> bool:
+    """Whether this is the process, or the first of those that ``torchrun`` started: what all know, it alone says."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager

@@ -1,0 +1,159 @@
+"""`transom bench`: implementations of a slot side by side, on this machine and one's own shapes."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from transom.cli.options import device_option, dtype_option, examples, json_option, mode_option, use_option
+from transom.cli.table import print_table
+
+if TYPE_CHECKING:
+    from transom.comparison.compare import Comparison, Outcome
+
+__all__ = ["command"]
+
+
+def _shapes(ctx: click.Context, param: click.Parameter, value: str) -> list[tuple[int, int]]:
+    found = [re.fullmatch(r"\s*(\d+)\s*x\s*(\d+)\s*", each) for each in value.split(",")]
+    if None in found:
+        raise click.BadParameter(f"{value!r} is not ROWSxTOKENS,ROWSxTOKENS ...")
+    return [(int(each[1]), int(each[2])) for each in found if each]
+
+
+def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str]:
+    return [each.strip() for each in value.split(",") if each.strip()] if value else []
+
+
+@click.command(
+    "bench",
+    epilog=examples(
+        "transom bench tiny-llama",
+        "transom bench tiny-llama --slot norm --shapes 1x1,8x256 --mode infer",
+        "transom bench my-model.yaml --impl dot_product,torch_dot_product --plot attention.png",
+        "transom bench my-model.yaml --slot linear --write-auto",
+    ),
+)
+@click.argument("spec")
+@click.option("--slot", default="core_attention", show_default=True, help="Whose implementations are compared.")
+@click.option(
+    "--impl", "names", metavar="A,B", callback=_names, help="Which, the reference first; all installed unless given."
+)
+@click.option(
+    "--shapes", default="1x128,8x128", show_default=True, callback=_shapes, help="Batches: ROWSxTOKENS, by commas."
+)
+@click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True, help="How often each is timed.")
+@use_option
+@device_option
+@dtype_option
+@mode_option
+@click.option("--plot", metavar="FILE", type=click.Path(path_type=Path), help="Draw the times: .png, .svg or .pdf.")
+@click.option("--write-auto", is_flag=True, help="Make the order what `auto` stands for, in the user's config.")
+@json_option
+def command(
+    spec: str,
+    slot: str,
+    names: list[str],
+    shapes: list[tuple[int, int]],
+    rounds: int,
+    use: dict[str, str],
+    device: str,
+    dtype: str | None,
+    mode: Literal["train", "infer"],
+    plot: Path | None,
+    write_auto: bool,
+    as_json: bool,
+) -> None:
+    """Compare implementations of a slot: outputs, gradients and speed.
+
+    SPEC is a YAML, TOML or JSON file, or the name of a packaged recipe. The first place of the slot is timed alone,
+    with the inputs that reach it in the model; all implementations have the same weights and take turns.
+    """
+    from transom.comparison.compare import compare
+    from transom.comparison.picture import draw_comparison
+
+    found = compare(
+        spec,
+        slot,
+        implementations=names,
+        shapes=shapes,
+        mode=mode,
+        device=device,
+        dtype=dtype,
+        use=use,
+        rounds=rounds,
+    )
+    if plot is not None:
+        draw_comparison(found, plot)
+    if as_json:
+        click.echo(json.dumps(_data(found), indent=2))
+    else:
+        _print(found)
+    if write_auto:
+        _write(found, as_json)
+
+
+def _print(found: Comparison) -> None:
+    click.echo(f"{found.slot} at {found.path or 'the model'}, {found.dtype} on {found.device}")
+    for (rows, tokens), outcomes in found.outcomes.items():
+        click.echo(f"\n{rows} x {tokens} tokens")
+        trains = found.mode == "train"
+        head = [
+            "implementation",
+            "forward",
+            "ratio",
+            *(["with backward", "ratio"] if trains else []),
+            "outputs differ by",
+        ]
+        print_table(head + (["gradients"] if trains else []), [_row(each, outcomes[0]) for each in outcomes])
+    if found.refused:
+        click.echo("\nCannot serve:")
+    for name, why in found.refused.items():
+        click.echo(f"  {name}: {why}")
+    click.echo(f"\nFastest first: {' | '.join(found.order())}")
+
+
+def _row(outcome: Outcome, reference: Outcome) -> list[str]:
+    cells = [outcome.name, _time(outcome.forward.median), f"{outcome.forward.ratio(reference.forward):.2f}"]
+    if outcome.both is not None and reference.both is not None:
+        cells += [_time(outcome.both.median), f"{outcome.both.ratio(reference.both):.2f}"]
+    cells.append(f"{outcome.output_error:.1e}")
+    return cells + ([] if outcome.gradient_error is None else [f"{outcome.gradient_error:.1e}"])
+
+
+def _time(seconds: float) -> str:
+    return f"{1e3 * seconds:.2f} ms" if seconds >= 1e-3 else f"{1e6 * seconds:.1f} µs"
+
+
+def _data(found: Comparison) -> dict[str, Any]:
+    shapes = [
+        {
+            "rows": rows,
+            "tokens": tokens,
+            "outcomes": [
+                {
+                    "implementation": each.name,
+                    "forward_seconds": each.forward.seconds,
+                    "forward_and_backward_seconds": each.both and each.both.seconds,
+                    "output_error": each.output_error,
+                    "gradient_error": each.gradient_error,
+                }
+                for each in outcomes
+            ],
+        }
+        for (rows, tokens), outcomes in found.outcomes.items()
+    ]
+    facts = {name: getattr(found, name) for name in ("slot", "path", "mode", "device", "dtype")}
+    return facts | {"shapes": shapes, "refused": dict(found.refused), "order": list(found.order())}
+
+
+def _write(found: Comparison, as_json: bool) -> None:
+    from transom.comparison.auto_order import write_auto_order
+
+    path, before = write_auto_order(found.slot, found.order())
+    instead = f" instead of {' | '.join(before)}" if before else ""
+    click.echo(f"auto now stands for {' | '.join(found.order())} in {found.slot}{instead}: {path}", err=as_json)

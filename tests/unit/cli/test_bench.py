@@ -1,0 +1,55 @@
+"""`transom bench`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from transom.cli.main import main
+
+QUICK = ["--rounds", "1", "--shapes", "1x4,2x2"]
+
+
+def test_bench_prints_a_table_for_each_shape(capsys):
+    assert main(["bench", "tiny-llama", "--slot", "norm", "--impl", "torch_norm", *QUICK]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("norm at layers.0.input_layernorm, float32 on cpu\n\n1 x 4 tokens\nimplementation")
+    assert "2 x 2 tokens" in out
+    assert "Fastest first: torch_norm" in out
+
+
+def test_bench_names_who_cannot_serve(capsys):
+    assert main(["bench", "tiny-llama", "--impl", "dot_product,torch_flex", *QUICK]) == 0
+    assert "Cannot serve:\n  torch_flex: torch's flex_attention has no backward pass" in capsys.readouterr().out
+
+
+def test_bench_gives_json(capsys):
+    assert main(["bench", "tiny-llama", "--slot", "norm", "--impl", "torch_norm", "--json", *QUICK]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["order"] == ["torch_norm"]
+    assert [(each["rows"], each["tokens"]) for each in data["shapes"]] == [(1, 4), (2, 2)]
+    assert data["shapes"][0]["outcomes"][0]["output_error"] == 0.0
+
+
+def test_bench_writes_the_order_only_when_it_is_told_to(tmp_path, monkeypatch, capsys):
+    config = tmp_path / "config.toml"
+    config.write_text("")
+    monkeypatch.setenv("TRANSOM_CONFIG", str(config))
+    arguments = ["bench", "tiny-llama", "--slot", "norm", "--impl", "torch_norm", *QUICK]
+    assert main(arguments) == 0
+    assert config.read_text() == ""
+    assert main([*arguments, "--write-auto"]) == 0
+    assert 'norm = ["torch_norm"]' in config.read_text()
+    assert "auto now stands for torch_norm in norm" in capsys.readouterr().out
+
+
+def test_bench_draws_a_picture(tmp_path):
+    path = tmp_path / "norm.png"
+    assert main(["bench", "tiny-llama", "--slot", "norm", "--impl", "torch_norm", "--plot", str(path), *QUICK]) == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("shapes", ["8", "8x", "axb", "1x4;2x2"])
+def test_bench_refuses_shapes_that_are_none(shapes, capsys):
+    assert main(["bench", "tiny-llama", "--shapes", shapes]) == 2
+    assert "is not ROWSxTOKENS" in capsys.readouterr().err
