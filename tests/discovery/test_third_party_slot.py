@@ -142,3 +142,43 @@ def test_slot_of_a_third_party_is_listed_and_checked_by_the_command_line(site):
     assert listed["problems"] == []
     done = site.run_raw(main, "check", "acme-moe")
     assert (done.returncode, done.stdout) == (0, "\nacme-moe: Nothing is wrong.\n"), done.stderr
+
+
+CASES = """
+import torch
+from acme_moe.parts import RouterRequest
+from transom.testing import Case, ConformanceError
+
+def plain_request(context):
+    return RouterRequest(context=context, experts=4)
+
+def cases(subject):
+    def sums_to_one():
+        request = plain_request(subject.context())
+        weights = subject.build(request, 4, 8, request=request)(torch.randn(3, 8))
+        if not torch.allclose(weights.sum(-1), torch.ones(3)):
+            raise ConformanceError("the weights of the experts do not add up to one")
+    yield Case("routing", "sum", "the experts' weights add up to one", sums_to_one, subject.dtype, subject.device)
+"""
+WRONG = """
+class Wrong(Top):
+    def forward(self, x):
+        return 2 * super().forward(x)
+"""
+
+
+def test_slot_of_a_third_party_is_conformance_tested_like_core_s(site):
+    points = {"slots": {"acme_router": "ROUTER"}, "acme_router": {"top": "Top", "wrong": "Wrong"}}
+    card = _card().partition("[acme_router.even]")[0]
+    card += card.partition("[acme_router.top]")[2].join(["[acme_router.wrong]", ""])
+    code = CODE.replace('default="top")', 'default="top", conformance="acme_moe.cases")')
+    site.install("acme-moe", points, card=card, code=code + WRONG)
+    (site.root / "acme_moe" / "cases.py").write_text(CASES)
+    main = "import sys; from transom.cli.main import main; sys.exit(main())"
+    done = site.run_raw(main, "check", "acme_router/top", "--conformance", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    statuses = {outcome["case"]: outcome["status"] for outcome in json.loads(done.stdout)[0]["cases"]}
+    assert statuses["routing/sum[cpu-float32]"] == statuses["import/hygiene"] == statuses["refused/noisy"] == "passed"
+    done = site.run_raw(main, "check", "acme_router/wrong", "--conformance")
+    assert done.returncode == 1
+    assert "the weights of the experts do not add up to one" in done.stdout

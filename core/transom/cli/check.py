@@ -15,6 +15,7 @@ from transom.cli.findings import EXIT_WRONG, print_findings, summary
 from transom.cli.options import examples, json_option
 from transom.cli.table import print_table
 from transom.registry.find import find
+from transom.registry.names import normalise
 from transom.registry.registry import default_registry
 from transom.testing.report import AREAS
 
@@ -96,8 +97,8 @@ def command(
 
 def _chosen(registry: Registry, ref: str, timeout: float) -> tuple[Sequence[Finding] | None, Sequence[Implementation]]:
     """Return what is wrong with a distribution, `None` where an implementation is meant, and the implementations."""
-    own = [c for c in registry.implementations() if c.builder is None and c.distribution.lower() == ref.lower()]
-    if ref.lower() not in map(str.lower, registry.index.distributions):
+    own = [c for c in registry.implementations() if c.builder is None and normalise(c.distribution) == normalise(ref)]
+    if normalise(ref) not in map(normalise, registry.index.distributions):
         return None, find(registry, ref, asked_by="transom check")
     from transom.diagnosis.check import check_distribution
 
@@ -137,7 +138,7 @@ def _print(report: Report, show_all: bool) -> None:
     for area, count in report.by_area().items():
         seconds = sum(outcome.seconds for outcome in report.outcomes if outcome.case.area == area)
         numbers = [str(count[status]) for status in ("passed", "failed", "skipped")]
-        rows.append([area, *numbers, f"{seconds:.1f} s", AREAS[area]])
+        rows.append([area, *numbers, f"{seconds:.1f} s", AREAS.get(area, "")])
     print_table(["area", "passed", "failed", "skipped", "time", "what it shows"], rows, emphasised="area")
     if show_all:
         click.echo()

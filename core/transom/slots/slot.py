@@ -30,6 +30,9 @@ class Slot:
         shared: its modules hold tables but no parameters or state of a place, so that one serves every place of a model
             with the same request.
         late: its modules are made when a model is used, not when it is built: the place's parent keeps the builder.
+        conformance: the module that tests implementations of a plugin's own slot: its ``plain_request(context)`` gives
+            the plainest request, its ``cases(subject)`` gives `transom.testing.Case` objects. It is imported when tests
+            are made; `None` = there are none.
 
     Example:
         >>> from transom.slots import SLOTS
@@ -49,6 +52,7 @@ class Slot:
     default: str | None = None
     shared: bool = False
     late: bool = False
+    conformance: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", MappingProxyType(dict(self.features)))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transom.testing.report import Outcome as Outcome
     from transom.testing.report import Report as Report
     from transom.testing.report import run_cases as run_cases
+    from transom.testing.subject import Subject as Subject
 
 __all__ = [
     "Case",
@@ -29,6 +30,7 @@ __all__ = [
     "ConformanceError",
     "Outcome",
     "Report",
+    "Subject",
     "cases_for",
     "declaration_cases",
     "run_cases",
@@ -40,6 +42,7 @@ _HOMES = {
     "ConformanceError": "case",
     "Outcome": "report",
     "Report": "report",
+    "Subject": "subject",
     "cases_for": "generate",
     "declaration_cases": "generate",
     "run_cases": "report",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from transom.errors import UnknownSlotError
@@ -33,7 +32,7 @@ _GENERATORS: Mapping[str, str] = {
     "layer": "architectures.layer",
     "model": "architectures.model",
 }
-"""The module that makes a slot's cases; its function ``cases`` takes a subject."""
+"""The module that makes a slot's cases; its function ``cases`` takes a subject. A plugin's slot names its own."""
 
 
 def declaration_cases(implementation: Implementation) -> tuple[Case, ...]:
@@ -43,12 +42,13 @@ def declaration_cases(implementation: Implementation) -> tuple[Case, ...]:
         implementation: as the registry has it.
 
     Raises:
-        UnknownSlotError: the slot is a plugin's own.
+        UnknownSlotError: there is no such slot, or it is a plugin's own without cases.
+        PluginImportError: the cases of a plugin's own slot cannot be imported.
     """
     from transom.testing import declaration
     from transom.testing.subject import Subject
 
-    _require_known(implementation.slot)
+    _generator(implementation.slot)
     return tuple(declaration.declaration_cases(Subject(implementation)))
 
 
@@ -64,7 +64,8 @@ def cases_for(implementation: Implementation) -> tuple[Case, ...]:
         the cases; none was run, and the implementation was not imported.
 
     Raises:
-        UnknownSlotError: the slot is a plugin's own.
+        UnknownSlotError: there is no such slot, or it is a plugin's own without cases.
+        PluginImportError: the cases of a plugin's own slot cannot be imported.
 
     Example:
         >>> from transom.registry.registry import default_registry
@@ -78,8 +79,7 @@ def cases_for(implementation: Implementation) -> tuple[Case, ...]:
     cases = list(declaration_cases(implementation))
     if implementation.card_error is not None:
         return tuple(cases)
-    generate: Callable[[Subject], Iterator[Case]]
-    generate = import_module(f"transom.testing.{_GENERATORS[implementation.slot]}").cases
+    generate = _generator(implementation.slot)
     devices = devices_of(implementation.card)
     can_be_run = any(reason is None for reason in devices.values())
     for device, reason in devices.items():
@@ -92,14 +92,24 @@ def cases_for(implementation: Implementation) -> tuple[Case, ...]:
     return tuple(cases)
 
 
-def _require_known(slot: str) -> None:
-    if slot not in _GENERATORS:
+def _generator(slot: str) -> Callable[[Subject], Iterable[Case]]:
+    """Return the function that makes a slot's cases, core's or those of the plugin that defines the slot."""
+    from transom.registry.implementation import import_object
+    from transom.registry.registry import default_registry
+
+    module = (
+        f"transom.testing.{_GENERATORS[slot]}" if slot in _GENERATORS else default_registry().slot(slot).conformance
+    )
+    if module is None:
         raise UnknownSlotError(
             f"there are no conformance cases for slot {slot!r}.",
             available=_GENERATORS,
-            hint="the distribution that defines a slot tests it",
+            hint="the distribution that defines a slot says in Slot(conformance=...) which module tests it",
             slot=slot,
         )
+    found: Callable[[Subject], Iterable[Case]]
+    found = import_object(f"{module}:cases", f"the conformance cases of slot {slot}", slot=slot, name="")
+    return found
 
 
 def _nothing() -> None:

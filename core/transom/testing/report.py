@@ -117,7 +117,7 @@ class Report:
         ]
         for area, count in self.by_area().items():
             numbers = f"{count['passed']} | {count['failed']} | {count['skipped']}"
-            lines.append(f"| {area} | {AREAS[area]} | {numbers} |")
+            lines.append(f"| {area} | {AREAS.get(area, '')} | {numbers} |")
         tested = ", ".join(f"{name} {version}" for name, version in _environment().items())
         return "\n".join([*lines, "", f"Tested with {tested}.", ""])
 

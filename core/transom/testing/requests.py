@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from transom.registry.implementation import import_object
+from transom.registry.registry import default_registry
 from transom.slots.activation import ActivationRequest
 from transom.slots.attention import AttentionRequest
 from transom.slots.bias_dropout_add import BiasDropoutAddRequest
@@ -57,8 +59,15 @@ def plain_request(slot: str, context: BuildContext, features: frozenset[str] = f
     """Make the plainest request of a slot.
 
     Args:
-        slot: the name of one of core's.
+        slot: its name; for a plugin's own slot, the module of its cases is asked.
         context: of the request.
         features: to ask for.
     """
-    return replace(_PLAIN[slot](context), features=features)
+    return replace((_PLAIN.get(slot) or _plain_of_plugin(slot))(context), features=features)
+
+
+def _plain_of_plugin(slot: str) -> Callable[[BuildContext], Request]:
+    module = default_registry().slot(slot).conformance
+    found: Callable[[BuildContext], Request]
+    found = import_object(f"{module}:plain_request", f"the plainest request of slot {slot}", slot=slot, name="")
+    return found

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from transom import list_implementations
-from transom.errors import UnknownSlotError
+from transom.errors import PluginImportError, UnknownSlotError
 from transom.registry.implementation import Implementation
+from transom.registry.registry import default_registry
 from transom.slots import SLOTS
 from transom.testing import cases_for, declaration_cases
 from transom.testing.generate import _GENERATORS
@@ -83,10 +85,27 @@ def test_cases_for_stop_at_a_broken_card(site):
 
 
 @pytest.mark.parametrize("make", [cases_for, declaration_cases])
-def test_cases_of_an_unknown_slot_are_refused(make):
+def test_cases_of_a_slot_that_there_is_not_are_refused(make):
+    with pytest.raises(UnknownSlotError, match="no slot is named 'gate'"):
+        make(Implementation("gate", "fast", "acme-gate", "1.0", "acme_gate:Fast"))
+
+
+@pytest.mark.parametrize("make", [cases_for, declaration_cases])
+def test_cases_of_a_slot_that_has_none_are_refused(make, monkeypatch):
+    bare = replace(SLOTS["norm"], name="gate")
+    monkeypatch.setattr(default_registry(), "_slots", {**default_registry()._slots, "gate": bare})
     with pytest.raises(UnknownSlotError) as caught:
         make(Implementation("gate", "fast", "acme-gate", "1.0", "acme_gate:Fast"))
     assert caught.value.what == "there are no conformance cases for slot 'gate'."
     assert caught.value.slot == "gate"
     assert "norm" in caught.value.available
-    assert caught.value.hint == "the distribution that defines a slot tests it"
+    assert (
+        caught.value.hint == "the distribution that defines a slot says in Slot(conformance=...) which module tests it"
+    )
+
+
+def test_cases_of_a_slot_whose_module_cannot_be_imported_say_so(monkeypatch):
+    lost = replace(SLOTS["norm"], name="gate", conformance="acme_gone.cases")
+    monkeypatch.setattr(default_registry(), "_slots", {**default_registry()._slots, "gate": lost})
+    with pytest.raises(PluginImportError, match="the conformance cases of slot gate cannot be imported: Mod"):
+        cases_for(Implementation("gate", "fast", "acme-gate", "1.0", "acme_gate:Fast"))
