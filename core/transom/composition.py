@@ -185,6 +185,7 @@ class _Making:
             if not isinstance(answer, nn.Module) or complaints:
                 complaint = "; ".join(complaints) or f"is a {type(answer).__name__}, not a torch.nn.Module"
                 raise hook.error(_BUILT, f"replaced {node.path or 'the model'} by what does not fit: it {complaint}")
+            keep_state_canonical(answer)
             module, before = answer, self.replacements.get(node.path, ())
             self.replacements[node.path] = (*before, Replacement(hook.hook.ref, _class_name(answer)))
         return module

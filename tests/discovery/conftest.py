@@ -32,6 +32,30 @@ class Double:
     def transom_module_built(self, module, path):
         return Scaled(module) if path.endswith("mlp.linear_fc2") else None
 
+class Wrapped(nn.Module):
+    """What the module inside answers, under the names that it has without."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def layout_map(self):
+        from transom.checkpoint.layout_map import LayoutMap, Rule
+        return LayoutMap([Rule(f"inner.{name}", name) for name, _ in self.inner.named_parameters()])
+
+    def forward(self, x, /):
+        return self.inner(x)
+
+    def backward_dw(self):
+        self.inner.backward_dw()
+
+class Renaming:
+    """Wraps the same, and says how its names become theirs."""
+
+    @hookimpl
+    def transom_module_built(self, module, path):
+        return Wrapped(module) if path.endswith("mlp.linear_fc2") else None
+
 class Watch:
     """Writes down every call, in a place that outlives it."""
 
@@ -63,7 +87,11 @@ class Longer:
 @pytest.fixture
 def hooks(site):
     """A site with hooks that work."""
-    site.install("acme-hooks", {"hooks": {"double": "Double", "watch": "Watch", "longer": "Longer"}}, code=HOOKS)
+    site.install(
+        "acme-hooks",
+        {"hooks": {"double": "Double", "renaming": "Renaming", "watch": "Watch", "longer": "Longer"}},
+        code=HOOKS,
+    )
     return site
 
 

@@ -11,7 +11,7 @@ from transom.registry.hook_use import HookUse
 from transom.registry.hooks import Hook, HookList, enabled_hooks, find_hook, load_hooks, user_hooks
 from transom.registry.policy import Policy
 from transom.registry.registry import Registry
-from transom.registry.scan import scan
+from transom.registry.scan import Index, scan
 
 CODE = """
 from transom import hookimpl
@@ -84,6 +84,13 @@ def test_find_hook_lists_what_there_is_when_it_finds_none(registry, ref, hint):
         _find(registry, ref)
     assert (caught.value.hook, caught.value.hint, caught.value.asked_by) == (ref, hint, "hooks in my.yaml")
     assert "counts (acme-hooks 1.0)" in caught.value.available
+
+
+def test_find_hook_says_so_when_none_is_installed():
+    with pytest.raises(HookError, match="no hook is named 'lora'") as caught:
+        find_hook("lora", Registry(Index()), Policy(), asked_by="a test")
+    assert caught.value.available == ("none is installed",)
+    assert caught.value.hint == "install the distribution that provides it, or remove the name"
 
 
 def test_find_hook_obeys_the_policy(registry):
