@@ -14,6 +14,8 @@ import torch
 import transom
 from torch import Tensor, nn
 from transom.checkpoint.hugging_face.folder import open_folder
+from transom.inference.generate import generate
+from transom.inference.settings import GenerationSettings
 from transom.pretrained.convert import convert
 
 transformers = pytest.importorskip("transformers")
@@ -128,14 +130,16 @@ def test_logits_agree_after_import(saved: Saved) -> None:
 
 
 def test_greedy_tokens_agree_after_import(saved: Saved) -> None:
-    prompt = tokens(1)[:, :8]
+    prompts = [[7, 8, 9, 10, 11, 12], [13], [30, 40, 50]]
+    longest = max(map(len, prompts))
+    padded = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
+    seen = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     expected = saved.model.generate(
-        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0
+        padded, attention_mask=seen, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0
     )
-    with torch.no_grad():
-        for _ in range(NEW_TOKENS):
-            prompt = torch.cat([prompt, saved.ours(prompt)[:, -1:].argmax(-1)], dim=1)
-    assert prompt.tolist() == expected.tolist()
+    model = transom.from_pretrained(saved.folder)
+    rows = generate(model, prompts, GenerationSettings(greedy=True, max_new_tokens=NEW_TOKENS))
+    assert [row.tokens for row in rows] == expected[:, longest:].tolist()
 
 
 def test_gradients_agree_after_import(saved: Saved) -> None:

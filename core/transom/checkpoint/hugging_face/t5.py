@@ -55,8 +55,7 @@ def _around_mt5(settings: Settings, config: dict[str, Any]) -> dict[str, Any]:
 
 def _write(spec: ModelSpec) -> dict[str, Any]:
     config, encoder = spec.config, spec.encoder_config or spec.config
-    names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
-    function = names[config.activation_func]
+    function = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.activation_func)
     if config.gated_linear_unit:
         function = _GATED + ("gelu" if config.activation_func == "gelu_tanh" else function)
     return {
