@@ -103,6 +103,16 @@ def test_relative_links_lead_somewhere(page):
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+def test_promises_are_kept_by_tests_that_there_are():
+    """Every row of the page names a test, by its file and function."""
+    text = (ROOT / "docs/explanation/what-the-registry-promises.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| promise")]
+    named = re.findall(r"\| `(tests/[\w/]+\.py)::(test_\w+)` \|$", "\n".join(rows), re.MULTILINE)
+    assert len(named) == len(rows) > 40
+    missing = [f"{file}::{name}" for file, name in named if f"def {name}(" not in (ROOT / file).read_text()]
+    assert missing == []
+
+
 def test_architecture_page_draws_the_rooms_that_there_are():
     (house,) = [text for page, text in _blocks("") if "architecture" in page and text.startswith("core/transom/")]
     package = ROOT / "core" / "transom"
