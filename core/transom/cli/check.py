@@ -36,7 +36,7 @@ __all__ = ["command"]
         "transom check transom-torch-dot-product",
         "transom check dot_product",
         "transom check transom/torch_norm --conformance",
-        "transom check linear/torch_linear --conformance --report report.json --badge conformance.md",
+        "transom check linear/torch_linear --conformance --report report.json",
     ),
 )
 @click.argument("ref", metavar="DIST | [SLOT/]REF")
@@ -51,9 +51,17 @@ __all__ = ["command"]
     help="How long the import of a distribution's entry may take.",
 )
 @click.option("--all", "show_all", is_flag=True, help="List every case, not only those that fail.")
-@click.option("--report", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False), help="Write JSON.")
 @click.option(
-    "--badge", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False), help="Write a Markdown table."
+    "--report",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write JSON, and a Markdown table for a README beside it: FILE with .md for its suffix.",
+)
+@click.option(
+    "--badge",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the Markdown table here; it needs no --report.",
 )
 @json_option
 @click.pass_context
@@ -87,12 +95,22 @@ def command(
         print_findings(findings)
         is_wrong = any(finding.is_wrong for finding in findings)
         click.secho(f"\n{ref}: {summary(findings)}", fg="red" if is_wrong else "green")
-    if report is not None:
-        write_file(report, f"{json.dumps(data, indent=2)}\n".encode())
-    if badge is not None:
-        write_file(badge, "\n".join(each.to_markdown() for each in reports).encode())
+    _write(reports, data, report, badge)
     if not all(each.conforms for each in reports) or any(finding.is_wrong for finding in findings or ()):
         ctx.exit(EXIT_WRONG)
+
+
+def _write(reports: list[Report], data: Any, report: Path | None, badge: Path | None) -> None:
+    """Write the files that were asked for; what was not run has no table."""
+    if report is not None:
+        write_file(report.with_suffix(".json") if report.suffix == ".md" else report, _json(data))
+        badge = report.with_suffix(".md") if badge is None else badge
+    if badge is not None and reports:
+        write_file(badge, "\n".join(each.to_markdown() for each in reports).encode())
+
+
+def _json(data: Any) -> bytes:
+    return f"{json.dumps(data, indent=2)}\n".encode()
 
 
 def _chosen(registry: Registry, ref: str, timeout: float) -> tuple[Sequence[Finding] | None, Sequence[Implementation]]:

@@ -78,6 +78,17 @@ def test_check_writes_a_report_and_a_badge(plugin, tmp_path, capsys):
     assert badge.read_text().startswith(f"### `fast` (norm), acme-norm 1.0: **{len(failed)} cases fail**\n")
 
 
+@pytest.mark.parametrize("name", ["report.json", "report.md", "report"])
+def test_check_writes_a_markdown_table_beside_its_report(plugin, tmp_path, name):
+    assert main(["check", "fast", "--conformance", "--only", "rmsnorm", "--report", str(tmp_path / name)]) == 1
+    data = "report" if name == "report" else "report.json"
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [data, "report.md"]
+    assert json.loads((tmp_path / data).read_text())[0]["ref"] == "acme-norm/fast"
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    assert lines[0].startswith("### `fast` (norm), acme-norm 1.0: **")
+    assert lines[2] == "| area | what it shows | passed | failed | skipped |"
+
+
 def test_check_refuses_a_filter_that_leaves_nothing(plugin, capsys):
     assert main(["check", "fast", "--only", "moon"]) == 2
     assert "no case of norm acme-norm/fast has 'moon' in its id." in capsys.readouterr().err
