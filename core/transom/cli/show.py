@@ -81,7 +81,7 @@ def _options_of(builder: Any) -> dict[str, Any] | None:
     if declared is None:
         return None
     (reference,), definitions = msgspec.json.schema_components([declared], ref_template="#/$defs/{name}")
-    schema = definitions.pop(reference["$ref"].rpartition("/")[2])
+    schema: dict[str, Any] = definitions.pop(reference["$ref"].rpartition("/")[2])
     schema["description"], meanings = documented(declared)
     for name, meaning in meanings.items():
         schema["properties"].get(name, {})["description"] = meaning

@@ -61,7 +61,7 @@ class Planner:
             presets=[_chains(bundle.data.use, bundle.label) for bundle in self.bundles],
         )
         check_plain(self.options, {}, given)
-        self._options = Rules(
+        self._options: Rules[Mapping[str, Any]] = Rules(
             "options",
             [Layer(spec.options, spec.source, lines=_lines(spec, "options")), Layer(self.options, given)],
             self.registry.slots,
