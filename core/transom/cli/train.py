@@ -25,6 +25,7 @@ __all__ = ["command"]
         "transom train tiny-llama --out runs/first",
         "transom train my-model.yaml --data texts/ --steps 2000 --use core_attention=dot_product",
         "transom train tiny-llama --out runs/first --resume",
+        "torchrun --nproc-per-node 2 --no-python transom train tiny-llama --dp 2 --out runs/two",
     ),
 )
 @click.argument("spec")
@@ -39,6 +40,8 @@ __all__ = ["command"]
     multiple=True,
     help="A text file, a folder of *.txt and *.md, or token ids (.npy, .bin), in place of the spec's. Repeatable.",
 )
+@click.option("--tp", type=click.IntRange(min=1), help="Ranks that share each layer's weights; torchrun starts them.")
+@click.option("--dp", type=click.IntRange(min=1), help="Ranks that see other data; as many as are left unless given.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Of weights, data order and dropout.")
 @use_option
 @device_option
@@ -51,6 +54,8 @@ def command(
     resume: bool,
     steps: int | None,
     data: tuple[str, ...],
+    tp: int | None,
+    dp: int | None,
     seed: int | None,
     use: dict[str, str],
     device: str,
@@ -64,6 +69,7 @@ def command(
     without one, on English text that comes with Python. The folder receives metrics.jsonl, the loss curve and
     checkpoints; nothing in it is ever overwritten. Ctrl-C stops after the current step and saves it.
     """
+    from transom.distributed.launch import is_first
     from transom.training.progress import reporter_for
     from transom.training.run import train
 
@@ -79,12 +85,16 @@ def command(
             device=device,
             lock=locked,
             lock_mode=lock_mode,
+            tp=tp,
+            dp=dp,
             reporter=reporter_for(sys.stderr),
         )
     except KeyboardInterrupt:
-        _say_how_to_resume(spec, out)
+        if is_first():
+            _say_how_to_resume(spec, out)
         raise
-    click.echo(_as_json(result) if as_json else _summary(result))
+    if is_first():
+        click.echo(_as_json(result) if as_json else _summary(result))
 
 
 def _say_how_to_resume(spec: str, out: Path | None) -> None:

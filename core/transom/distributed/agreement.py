@@ -40,6 +40,7 @@ def together(group: ProcessGroup | None) -> Iterator[None]:
     dist.all_gather_object(told, None if failed is None else _portable(failed), group=group)
     first = next((error for error in told if error is not None), None)
     if first is not None:
+        first.is_told_to_all = True
         raise first from failed
 
 

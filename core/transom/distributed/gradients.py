@@ -33,7 +33,7 @@ def sum_partial_gradients(model: nn.Module, mesh: ParallelMesh) -> None:
     for group in _of_one_dtype(gradients):
         flat = torch.cat([gradient.flatten() for gradient in group])
         dist.all_reduce(flat, group=mesh.group("tp"))
-        for gradient, summed in zip(group, flat.split([g.numel() for g in group]), strict=True):
+        for gradient, summed in zip(group, torch.split(flat, [g.numel() for g in group]), strict=True):
             gradient.copy_(summed.view_as(gradient))
 
 

@@ -57,6 +57,10 @@ class ParallelMesh:
         announce_mesh(mesh["tp"])
         return cls(sizes, mesh)
 
+    def __str__(self) -> str:
+        shape = ", ".join(f"{name}={getattr(self.sizes, name)}" for name in DIMENSIONS)
+        return f"{self.sizes.ranks} ranks ({shape}) on {self.device_mesh.device_type}"
+
     @property
     def tp_group(self) -> ProcessGroup | None:
         """The ranks that share each layer's weights with this one; `None` = it is alone."""

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 from torch.optim import Optimizer
 
 from transom.checkpoint.model_state import mismatch
@@ -108,7 +108,7 @@ class _Reading:
         alone = self.group is None
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-            dcp.load(
+            load(
                 state,
                 storage_reader=self.reader,
                 planner=PieceLoader(flatten_state_dict=False),

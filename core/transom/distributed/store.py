@@ -15,11 +15,11 @@ from typing import Any
 import msgspec
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from transom.checkpoint.atomic import new_folder, output_error
@@ -125,7 +125,7 @@ def save_sharded(
 def _write_pieces(path: Path, pieces: Pieces, group: ProcessGroup, target: Path) -> None:
     writer = HuggingFaceStorageWriter(str(path), save_distributed=True)
     try:
-        dcp.save(dict(pieces), storage_writer=writer, planner=PieceSaver(), process_group=group)
+        save(dict(pieces), storage_writer=writer, planner=PieceSaver(), process_group=group)
     except CheckpointException as error:  # on every rank, with what each of those that failed met
         rank, (reason, _) = min(error.failures.items())
         if isinstance(reason, OSError):

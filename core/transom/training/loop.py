@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 from transom.errors import TransomError
@@ -28,7 +27,7 @@ class TrainingLoop:
     Args:
         trainer: does the steps.
         folder: of the run, for its metrics.
-        save: writes a checkpoint of the trainer's step, and returns its folder.
+        save: writes a checkpoint of the trainer's step, or begins to.
         reporter: is told how it goes.
         events: for TensorBoard.
     """
@@ -37,7 +36,7 @@ class TrainingLoop:
         self,
         trainer: Trainer,
         folder: RunFolder,
-        save: Callable[[], Path],
+        save: Callable[[], None],
         reporter: Reporter,
         events: EventFiles | None = None,
     ) -> None:
@@ -58,12 +57,13 @@ class TrainingLoop:
             OutputError: something cannot be written; what was written before is untouched.
         """
         with stop_on_signal(self._reporter.note) as stop:
-            while self._trainer.step < self._settings.steps and not stop.received:
+            while self._trainer.step < self._settings.steps and not self._trainer.team.any(stop.received):
                 result = self._timed_step()
                 self._log_if_due(result)
                 self._save_if_due(result)
             if self._saved_step < self._trainer.step:
                 self._save(result)
+            self._trainer.team.wait()
         if self._trainer.step < self._settings.steps:
             raise KeyboardInterrupt
 

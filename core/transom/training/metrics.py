@@ -23,10 +23,11 @@ class Metrics:
 
     Args:
         path: of the file; it need not exist.
+        writes: otherwise rows are read and none is ever written.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
 
     def rows(self) -> list[Row]:
         """Read every complete row; a last line that was cut off by a kill is left out."""
@@ -41,6 +42,8 @@ class Metrics:
         Raises:
             OutputError: it cannot be written.
         """
+        if not self.writes:
+            return
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, allow_nan=False) + "\n")
@@ -53,11 +56,13 @@ class Metrics:
         Raises:
             OutputError: the file cannot be replaced.
         """
+        if not self.writes:
+            return
         kept = [json.dumps(row) + "\n" for row in self.rows() if row["step"] <= step]
         write_file(self.path, "".join(kept).encode())
 
     def flush_to_disk(self) -> None:
         """Return once every row would survive a loss of power."""
-        if self.path.exists():
+        if self.writes and self.path.exists():
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())

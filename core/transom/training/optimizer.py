@@ -24,9 +24,11 @@ def make_optimizer(model: nn.Module, settings: TrainSpec) -> AdamW:
         AdamW (Loshchilov and Hutter, "Decoupled weight decay regularization", 2019) with weight decay on matrices and
         none on vectors: biases and the scales of norms.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
-    vectors = [parameter for parameter in parameters if parameter.ndim < 2]
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    # Split over ranks, biases of two linears in one are a stack of two.
+    is_vector = {name: parameter.ndim < 2 or name.endswith(".bias") for name, parameter in parameters.items()}
+    matrices = [parameter for name, parameter in parameters.items() if not is_vector[name]]
+    vectors = [parameter for name, parameter in parameters.items() if is_vector[name]]
     groups = [
         {"params": matrices, "weight_decay": settings.weight_decay},
         {"params": vectors, "weight_decay": 0.0},

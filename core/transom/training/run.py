@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any, final
 from torch import nn
 
 from transom.checkpoint.manifest import DataPosition, Manifest
-from transom.checkpoint.store import list_checkpoints, open_checkpoint, prune_checkpoints, save_checkpoint
+from transom.checkpoint.store import list_checkpoints, open_checkpoint, prune_checkpoints
 from transom.composition import build
+from transom.distributed.launch import restarts
 from transom.errors import DataError
 from transom.specs.load import load_spec
 from transom.specs.lock import Lock, Mode, read_lock
@@ -26,6 +28,7 @@ from transom.training.progress import Reporter, SilentReporter
 from transom.training.randomness import seeded_generators
 from transom.training.run_folder import RunFolder
 from transom.training.settings import check_same_run, sequence_length, with_settings
+from transom.training.team import Team, sizes_of_run, split_over, team_of
 from transom.training.tensorboard import open_event_files
 from transom.training.trainer import Trainer
 
@@ -75,6 +78,8 @@ def train(
     device: str = "cpu",
     lock: str | Path | Lock | None = None,
     lock_mode: Mode = "compatible",
+    tp: int | None = None,
+    dp: int | None = None,
     reporter: Reporter | None = None,
 ) -> RunResult:
     """Train the model of a spec as its ``train`` section says.
@@ -91,29 +96,50 @@ def train(
         device: where to train.
         lock: a lock or its file, whose choices are taken, as for `transom.plan`.
         lock_mode: how closely the plan must agree with it.
-        reporter: is told how it goes; `None` = nobody.
+        tp: ranks that share each layer's weights, of the processes that ``torchrun`` started; `None` = the config's.
+        dp: ranks that see other data; `None` = as many as are left. The run is that of one process but for rounding,
+            whatever the numbers, and may be resumed with others.
+        reporter: is told how it goes, on the first rank; `None` = nobody.
 
     Returns:
-        how it ended.
+        how it ended; the same on every rank.
 
     Raises:
         TransomError: something is wrong with spec, data, folder or checkpoint; nothing was written.
         OutputError: the disk is full or refuses; the last checkpoint is untouched.
         KeyboardInterrupt: it was asked to stop; what was done is saved.
     """
-    reporter = reporter or SilentReporter()
     given = load_spec(spec)
-    folder = RunFolder(Path("runs") / given.name if out is None else Path(out))
-    if resume:
-        given = _own_spec(folder, given, seed, reporter)
-    else:
-        folder.check_free()
-    wanted = with_settings(given, steps=steps, data=data, seed=seed, use=use)
-    prepared = _prepare(wanted, plan(wanted, device=device, lock=lock, lock_mode=lock_mode))
-    with folder.alone(), seeded_generators(prepared.spec.train.seed):
-        if not resume:
-            folder.check_free()
-        return _Run(prepared, folder, reporter, device).finish()
+    sizes = sizes_of_run(given.config, tp=tp, dp=dp)
+    with team_of(sizes, device) as team:
+        reporter = reporter if reporter and team.is_first else SilentReporter()
+        folder = RunFolder(Path("runs") / given.name if out is None else Path(out), writes=team.is_first)
+        with team.agreed():
+            resume = resume or (restarts() > 0 and folder.spec.is_file())
+            if resume:
+                given = _own_spec(folder, given, seed, reporter)
+            else:
+                folder.check_free()
+            wanted = with_settings(given, steps=steps, data=data, seed=seed, use=use)
+            planned = plan(split_over(wanted, sizes), device=device, lock=lock, lock_mode=lock_mode)
+            prepared = _prepare(wanted, planned)
+            sizes.check_batch(wanted.train.batch_size)
+            sizes.check_sequence(prepared.length, planned.config)
+        if sizes.ranks > 1:
+            reporter.note(f"{team.describe()}; plan {planned.fingerprint}")
+        return _trained(prepared, folder, reporter, device, team, resume)
+
+
+def _trained(
+    prepared: _Prepared, folder: RunFolder, reporter: Reporter, device: str, team: Team, resume: bool
+) -> RunResult:
+    with ExitStack() as held:
+        with team.agreed():
+            held.enter_context(folder.alone())
+            if not resume:
+                folder.check_free()
+        held.enter_context(seeded_generators(prepared.spec.train.seed))
+        return _Run(prepared, folder, reporter, device, team).finish()
 
 
 def _own_spec(folder: RunFolder, given: ModelSpec, seed: int | None, reporter: Reporter) -> ModelSpec:
@@ -149,29 +175,38 @@ def _prepare(spec: ModelSpec, made: Plan) -> _Prepared:
 class _Run:
     """The part of a run in which there is a model, and things are written."""
 
-    def __init__(self, prepared: _Prepared, folder: RunFolder, reporter: Reporter, device: str) -> None:
+    def __init__(self, prepared: _Prepared, folder: RunFolder, reporter: Reporter, device: str, team: Team) -> None:
         self.spec, self.lock, self.tokenizer = prepared.spec, prepared.lock, prepared.tokenizer
-        self.folder, self.reporter = folder, reporter
+        self.folder, self.reporter, self.team = folder, reporter, team
         self.fingerprint = prepared.split.train.fingerprint()
-        self.model: nn.Module = build(prepared.plan, seed=self.spec.train.seed, device=device)
+        with team.agreed():
+            team.check(prepared.plan)
+            self.model: nn.Module = build(
+                prepared.plan, seed=self.spec.train.seed, device=device, tp_group=team.tp_group
+            )
         self.trainer = Trainer(
-            self.model, self.spec.train, prepared.split, sequence_length=prepared.length, device=device
+            self.model, self.spec.train, prepared.split, sequence_length=prepared.length, device=device, team=team
         )
-        self.bigram = self.trainer.bigram_loss(self.spec.vocab_size)
+        self.bigram = self.trainer.bigram_loss(self.spec.vocab_size) if team.is_first else None
         self._restore(prepared.plan)
 
     def finish(self) -> RunResult:
         """Train to the end."""
-        self.folder.begin(self.spec, self.lock)
-        self.folder.metrics.rewind(self.trainer.step)
+        with self.team.agreed():
+            self.folder.begin(self.spec, self.lock)
+            self.folder.metrics.rewind(self.trainer.step)
         self.reporter.start(self.spec.name, self.trainer.step, self.spec.train.steps)
         if self.bigram is not None:
             self.reporter.note(f"validation loss of a bigram model: {self.bigram:.4f}")
-        events = open_event_files(self.folder.events, step=self.trainer.step)
+        events = open_event_files(self.folder.events, step=self.trainer.step) if self.team.is_first else None
         try:
             TrainingLoop(self.trainer, self.folder, self._save, self.reporter, events).run()
         except KeyboardInterrupt:
             self._draw()
+            raise
+        except BaseException:
+            with suppress(Exception):  # what broke the run is the news
+                self.team.wait()
             raise
         finally:
             self.reporter.stop()
@@ -193,12 +228,12 @@ class _Run:
                 expected=trained_on,
                 found=self.fingerprint,
             )
-        checkpoint.load_training(self.model, self.trainer.optimizer)
+        self.team.load(checkpoint, self.model, self.trainer.optimizer, self.spec.train.seed)
         self.trainer.step = checkpoint.manifest.step
         for line in read_lock(checkpoint.manifest.lock).differences(plan):
             self.reporter.note(f"resuming: {line}")
 
-    def _save(self) -> Path:
+    def _save(self) -> None:
         tokenizer = self.tokenizer.file
         manifest = Manifest(
             transom=version("transom"),
@@ -214,11 +249,16 @@ class _Run:
             ),
         )
         files = {_TOKENIZER_FILE: tokenizer.read_bytes()} if tokenizer else {}
-        made = save_checkpoint(self.folder.checkpoints, manifest, self.model, self.trainer.optimizer, files)
+        self.team.save(
+            self.folder.checkpoints, manifest, self.model, self.trainer.optimizer, files, afterwards=self._prune
+        )
+
+    def _prune(self) -> None:
         prune_checkpoints(self.folder.checkpoints, self.spec.train.keep_checkpoints)
-        return made
 
     def _draw(self) -> bool:
+        if not self.team.is_first:
+            return False
         rows = self.folder.metrics.rows()
         drawn = draw_loss_curve(rows, self.folder.curve, title=self.spec.name, bigram=self.bigram)
         if not drawn:
@@ -226,17 +266,17 @@ class _Run:
         return drawn
 
     def _result(self, drawn: bool) -> RunResult:
-        rows = self.folder.metrics.rows()
-        last = rows[-1] if rows else {}
+        rows = self.folder.metrics.rows() if self.team.is_first else []
+        last = self.team.told(rows[-1] if rows else {})
         return RunResult(
             folder=self.folder.path,
             checkpoint=list_checkpoints(self.folder.checkpoints)[-1],
-            curve=self.folder.curve if drawn else None,
+            curve=self.team.told(self.folder.curve if drawn else None),
             parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
             steps=self.trainer.step,
             tokens=self.trainer.step * self.trainer.tokens_per_step,
             seconds=float(last.get("seconds", 0.0)),
             loss=last.get("loss"),
             validation_loss=last["validation_loss"] if "validation_loss" in last else self.trainer.validate(),
-            bigram_loss=self.bigram,
+            bigram_loss=self.team.told(self.bigram),
         )

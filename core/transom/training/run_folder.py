@@ -37,9 +37,11 @@ class RunFolder:
 
     Args:
         path: of the folder; it need not exist.
+        writes: whether this process writes there; of several ranks that train together, the first alone does.
     """
 
     path: Path
+    writes: bool = True
 
     @property
     def spec(self) -> Path:
@@ -54,7 +56,7 @@ class RunFolder:
     @property
     def metrics(self) -> Metrics:
         """The rows of metrics."""
-        return Metrics(self.path / "metrics.jsonl")
+        return Metrics(self.path / "metrics.jsonl", writes=self.writes)
 
     @property
     def curve(self) -> Path:
@@ -77,6 +79,8 @@ class RunFolder:
         Raises:
             OutputError: it holds a run, or anything else.
         """
+        if not self.writes:
+            return
         if self.spec.exists():
             newest = [path.name for path in list_checkpoints(self.checkpoints)[-1:]]
             what = f"{self.path} already holds a run, and nothing is overwritten."
@@ -100,6 +104,8 @@ class RunFolder:
         Raises:
             OutputError: they cannot be written.
         """
+        if not self.writes:
+            return
         # The spec comes first: a run that is killed between any two of these lines can be resumed or begun anew.
         write_file(self.spec, _json(spec.to_dict() | {"name": spec.name}))
         write_file(self.lock, _json(lock.to_dict()))
@@ -114,6 +120,9 @@ class RunFolder:
         Raises:
             OutputError: another process is writing here, or the folder cannot be made.
         """
+        if not self.writes:
+            yield
+            return
         made = [path for path in (self.path, *self.path.parents) if not path.exists()]
         self._make(self.path)
         handle = os.open(self.path, os.O_RDONLY)

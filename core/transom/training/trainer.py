@@ -13,10 +13,12 @@ from transom.training.bigram import bigram_loss
 from transom.training.optimizer import make_optimizer
 from transom.training.sampler import Batch, SequenceSampler, validation_batches
 from transom.training.schedule import learning_rate
+from transom.training.team import Alone
 
 if TYPE_CHECKING:
     from transom.specs.train_spec import TrainSpec
     from transom.training.corpus import Split
+    from transom.training.team import Team
 
 __all__ = ["StepResult", "Trainer"]
 
@@ -46,6 +48,7 @@ class Trainer:
         split: training and validation tokens.
         sequence_length: s, tokens of a sequence.
         device: where the model is.
+        team: who trains it, and how they share the work.
     """
 
     def __init__(
@@ -56,8 +59,11 @@ class Trainer:
         *,
         sequence_length: int,
         device: torch.device | str = "cpu",
+        team: Team | None = None,
     ) -> None:
         self.model, self.settings, self.split = model, settings, split
+        self.team: Team = team or Alone()
+        self.team.take_over(model, settings)
         self.device = torch.device(device)
         self.optimizer = make_optimizer(model, settings)
         self.sampler = SequenceSampler(split.train, sequence_length, settings.batch_size, settings.seed)
@@ -80,7 +86,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = self._accumulate_gradients()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip or math.inf)
+        norm = self.team.clip(self.model, self.settings.grad_clip or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
@@ -90,8 +96,9 @@ class Trainer:
         """Measure the mean loss of the validation sequences, in nats, without dropout."""
         self.model.eval()
         with torch.no_grad():
-            losses = [self._losses(batch).flatten() for batch in self._validation_batches()]
-        return float(torch.cat(losses).double().mean())
+            losses = torch.cat([self._own_losses(batch) for batch in self._validation_batches()]).double()
+        total, count = self.team.total(torch.stack([losses.sum(), losses.new_tensor(len(losses))]))
+        return float(total / count)
 
     def bigram_loss(self, vocab_size: int) -> float | None:
         """Measure what a bigram model loses on the sequences of `validate`; `None` when the corpus is too large."""
@@ -100,11 +107,18 @@ class Trainer:
     def _accumulate_gradients(self) -> Tensor:
         total = torch.zeros((), device=self.device)
         for i in range(self.settings.accumulate):
-            batch = self.sampler.batch(self.step * self.settings.accumulate + i)
+            batch = self.team.share(self.sampler.batch(self.step * self.settings.accumulate + i))
             loss = self._losses(batch).mean() / self.settings.accumulate
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-        return total
+        return self.team.mean(total)
+
+    def _own_losses(self, batch: Batch) -> Tensor:
+        """Give the losses of this one's share of a batch."""
+        tokens, labels = self.team.share(batch)
+        own = len(tokens)  # none: it takes part in the computation all the same, since others wait for it
+        losses = self._losses((tokens, labels) if own else (batch[0][:1], batch[1][:1]))
+        return losses[:own].flatten()
 
     def _losses(self, batch: Batch) -> Tensor:
         tokens, labels = (part.to(self.device, non_blocking=True) for part in batch)

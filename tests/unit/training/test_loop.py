@@ -10,6 +10,7 @@ from transom.specs.train_spec import TrainSpec
 from transom.training.loop import TrainingLoop
 from transom.training.progress import SilentReporter
 from transom.training.run_folder import RunFolder
+from transom.training.team import Alone
 from transom.training.trainer import StepResult
 
 
@@ -17,6 +18,7 @@ class Trainer:
     """Does steps of loss 1/step; at chosen steps something happens."""
 
     tokens_per_step = 100
+    team = Alone()
 
     def __init__(self, step=0, happens=None, **settings):
         self.settings = TrainSpec(**settings)

@@ -16,7 +16,7 @@ import transom
 from safetensors.torch import load_file
 from transom.checkpoint.store import open_checkpoint
 from transom.errors import CheckpointError, DataError, OutputError, SpecError, UnknownImplementationError
-from transom.training import run
+from transom.training import team
 from transom.training.run import train
 from transom.training.trainer import Trainer
 
@@ -303,14 +303,14 @@ def test_what_is_wrong_is_found_before_anything_is_written(toy_spec, tmp_path, c
 
 def test_full_disk_stops_the_run_and_keeps_its_last_checkpoint(toy_spec, tmp_path, monkeypatch):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    save = run.save_checkpoint
+    save = team.save_checkpoint
 
     def fill_then_save(folder, manifest, *args):
         if manifest.step == 6:
             resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
         return save(folder, manifest, *args)
 
-    monkeypatch.setattr(run, "save_checkpoint", fill_then_save)
+    monkeypatch.setattr(team, "save_checkpoint", fill_then_save)
     try:
         with pytest.raises(OutputError, match=r"cannot write .*step-00000006: File too large"):
             train(toy_spec(), out=tmp_path / "run")

@@ -1,0 +1,69 @@
+"""Starting as one of the processes that ``torchrun`` started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from transom.distributed.mesh import ParallelMesh
+from transom.distributed.sizes import ParallelSizes
+from transom.errors import ParallelError
+
+__all__ = ["as_one_of", "is_first", "launched", "restarts"]
+
+_TIMEOUT = timedelta(minutes=10)
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out", "timed out", "Timeout")
+
+
+def launched() -> int:
+    """Say how many processes ``torchrun`` started, this one among them; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first() -> bool:
+    """Whether this is the first of them, which alone reports and writes what is common to all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def restarts() -> int:
+    """Say how many times ``torchrun --max-restarts`` has started these processes again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+@contextmanager
+def as_one_of(sizes: ParallelSizes, device: str = "cpu", timeout: timedelta = _TIMEOUT) -> Iterator[ParallelMesh]:
+    """Join the other processes, for as long as the context lasts.
+
+    Args:
+        sizes: whose product is the number of processes.
+        device: type of the devices: on ``"cuda"`` each process takes the one of its local rank.
+        timeout: after which a rank that waits for another gives up.
+
+    Yields:
+        this rank's mesh.
+
+    Raises:
+        ParallelError: another rank is gone, or does not answer.
+    """
+    if device.startswith("cuda"):
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+    try:
+        dist.init_process_group(backend, timeout=timeout)
+        yield ParallelMesh.start(sizes, device.partition(":")[0])
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in _LOST):
+            raise
+        raise ParallelError(
+            "another rank is gone, or does not answer.",
+            failed=[str(error).splitlines()[0]],
+            hint="its own output says why; --resume goes on from the last checkpoint",
+        ) from error
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
