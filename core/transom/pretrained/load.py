@@ -66,5 +66,10 @@ def _from_checkpoint(
     # A seed of its own leaves the caller's random numbers alone; the few weights it draws are replaced.
     with leave_uninitialized():
         model = build(made, device=device, seed=0)
-    opened.load_model(model)
+    if opened.manifest.sizes:  # ranks wrote it, each its part
+        from transom.distributed.restore import load_sharded_model
+
+        load_sharded_model(opened, model)
+    else:
+        opened.load_model(model)
     return model
