@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transom import BuildContext
 from transom.errors import CacheError
+from transom.slots.kv_cache import KVCacheRequest
 from transom.transformer.attention_mask import AttentionMask
-from transom.transformer.kv_cache import StaticKVCache
+from transom.transformer.kv_cache import StaticKVCache, build_static_kv_cache
 
 
 def make(**sizes: Any) -> StaticKVCache:
@@ -222,3 +224,37 @@ def test_check_reads_numbers_alone_when_called_beforehand() -> None:
     make().check(3, 6)
     with refused("8 positions are asked for", capacity=6, asked=8):
         make().check(3, 8)
+
+
+def test_rows_go_on_from_others_when_they_are_reordered() -> None:
+    cache, key = make(), tokens(3, 3)
+    cache.layer(1).update(key, key, torch.tensor([[0, 1, 2], [-1, 0, 1], [-1, -1, 0]]))
+    cache.reorder(torch.tensor([2, 0]))
+    assert cache.lengths.tolist() == [1, 3, 1]
+    new = tokens(2, 1)
+    keys, _, _ = cache.layer(1).update(new, new, torch.tensor([[1], [3]]))
+    assert torch.equal(keys[0, :2], torch.cat([key[2, 2:], new[0]]))
+    assert torch.equal(keys[1], torch.cat([key[0], new[1]]))
+
+
+def test_reserve_refuses_what_would_not_fit() -> None:
+    make().reserve(3, 6)
+    with refused("7 positions are asked for and the cache holds 6.", capacity=6, asked=7):
+        make().reserve(3, 7)
+
+
+def test_builder_makes_what_the_request_asks_for() -> None:
+    request = KVCacheRequest(
+        context=BuildContext(mode="infer", dtype="bfloat16"),
+        windows=(None, (3, 0)),
+        num_query_groups=2,
+        head_size=4,
+        value_head_size=6,
+    )
+    config: Any = None
+    cache = build_static_kv_cache(config, request=request, batch_size=3, capacity=5)
+    assert (cache.num_layers, cache.batch_size, cache.capacity) == (2, 3, 5)
+    assert cache.entries[1].value.data.shape == (3, 5 + 1, 2, 6)
+    assert cache.entries[0].key.data.dtype is torch.bfloat16
+    wide = build_static_kv_cache(config, request=request, batch_size=3, capacity=5, dtype=torch.float32)
+    assert wide.entries[0].key.data.dtype is torch.float32
