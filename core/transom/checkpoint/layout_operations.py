@@ -161,6 +161,7 @@ class RotaryPermute:
     Args:
         head_size: rows of a head, d.
         rotary_dim: the first rows of a head that are rotated; `None` = all.
+        count: how many of the tensors, the first ones, are queries' and keys'; the others pass. `None` = all are.
 
     Example:
         >>> import torch
@@ -170,14 +171,19 @@ class RotaryPermute:
 
     head_size: int
     rotary_dim: int | None = None
+    count: int | None = None
 
     def forward(self, tensors: Sequence[Tensor], /) -> list[Tensor]:
         """From pairs to halves."""
-        return [self._reordered(tensor, (-1, 2)) for tensor in tensors]
+        return self._all(tensors, (-1, 2))
 
     def backward(self, tensors: Sequence[Tensor], /) -> list[Tensor]:
         """From halves to pairs."""
-        return [self._reordered(tensor, (2, -1)) for tensor in tensors]
+        return self._all(tensors, (2, -1))
+
+    def _all(self, tensors: Sequence[Tensor], sizes: tuple[int, int]) -> list[Tensor]:
+        count = len(tensors) if self.count is None else self.count
+        return [*(self._reordered(tensor, sizes) for tensor in tensors[:count]), *tensors[count:]]
 
     def _reordered(self, tensor: Tensor, sizes: tuple[int, int]) -> Tensor:
         import torch

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from transom.checkpoint.layout_map import LayoutMap
 from transom.checkpoint.module_layout import from_canonical, own_tensors, to_canonical
+from transom.checkpoint.weight_files import NamedWeights
 from transom.errors import CheckpointError
 
 __all__ = [
     "differences",
+    "fitted",
     "mismatch",
     "model_outlines",
     "model_tensors",
@@ -93,6 +96,38 @@ def differences(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> li
     for name in wanted.keys() & given.keys():
         problems += _misfits(name, wanted[name], given[name])
     return problems
+
+
+def fitted(
+    weights: NamedWeights,
+    layout: LayoutMap,
+    outlines: Mapping[str, Tensor],
+    *,
+    problems: Sequence[str] = (),
+    source: str,
+    what: str,
+) -> Mapping[str, Tensor]:
+    """Bring weights of another layout into the canonical one, completely or not at all.
+
+    Args:
+        weights: by their names there.
+        layout: from there.
+        outlines: what the model needs, by canonical name: tensors on the meta device.
+        problems: what is known to be wrong already.
+        source: where the weights come from, for the error.
+        what: the error's sentence.
+
+    Returns:
+        a tensor for each canonical name, made when it is looked up.
+
+    Raises:
+        CheckpointError: weights are missing, left over or of another shape or kind; it tells them all, by their names
+            there.
+    """
+    found = [*problems, *differences(layout.backward(outlines), weights.outlines())]
+    if found:
+        raise mismatch(source, what, found, hint="the whole checkpoint, of the model that is described")
+    return layout.forward(weights)
 
 
 def tensors_to_put(model: nn.Module, canonical: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:

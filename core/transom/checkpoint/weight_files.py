@@ -14,7 +14,7 @@ from torch import Tensor
 
 from transom.errors import CheckpointError
 
-__all__ = ["WeightFiles", "indexed_files", "open_weights"]
+__all__ = ["NamedWeights", "WeightFiles", "indexed_files", "open_weights"]
 
 _SAFETENSORS, _TORCH = ".safetensors", (".bin", ".pt", ".pth")
 _TORCH_DTYPES = {
@@ -69,6 +69,32 @@ class WeightFiles(Mapping[str, Tensor]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._readers
+
+
+@final
+class NamedWeights(Mapping[str, Tensor]):
+    """Weights under other names than the files have.
+
+    Args:
+        files: the weights.
+        names: what is found under which name in the files.
+    """
+
+    def __init__(self, files: WeightFiles, names: Mapping[str, str]) -> None:
+        self._files, self._names = files, dict(names)
+
+    def outlines(self) -> dict[str, Tensor]:
+        """Give shape and dtype of each, as tensors on the meta device."""
+        return {name: self._files.outline(file_name) for name, file_name in self._names.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._files[self._names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def open_weights(path: Path) -> WeightFiles:

@@ -6,11 +6,14 @@ import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from transom.cli.options import examples, json_option
+
+if TYPE_CHECKING:
+    from transom.pretrained.convert import Form
 
 __all__ = ["command", "parse_size"]
 
@@ -46,10 +49,18 @@ def parse_size(text: str) -> int:
         "transom convert Llama-3.2-1B runs/llama",
         "transom convert runs/llama Llama-3.2-1B-mine",
         "transom convert runs/llama Llama-3.2-1B-mine --to hf --dtype bfloat16 --max-shard-size 2GB",
+        "transom convert state.pt runs/llama --from torchtune --spec my-model.yaml",
     ),
 )
 @click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
 @click.argument("target", metavar="DST", type=click.Path(path_type=Path))
+@click.option(
+    "--from",
+    "form",
+    type=click.Choice(["hf", "transom", "torchtune", "megatron"]),
+    help="The form of SRC, where its files do not tell: state dicts of torchtune and Megatron-core need --spec.",
+)
+@click.option("--spec", help="The model of a state dict: a spec's file, a recipe, or the folder of such a model.")
 @click.option("--to", type=click.Choice(["hf", "transom"]), help="The form to write; else the one that SRC has not.")
 @click.option("--dtype", default=None, help="Dtype of the weights by torch's name; as they are unless given.")
 @click.option("--family", metavar="NAME", help="model_type of the config.json; else the first that computes the same.")
@@ -65,6 +76,8 @@ def parse_size(text: str) -> int:
 def command(
     source: Path,
     target: Path,
+    form: Form | None,
+    spec: str | None,
     to: Literal["hf", "transom"] | None,
     dtype: str | None,
     family: str | None,
@@ -73,15 +86,15 @@ def command(
 ) -> None:
     """Write a checkpoint in another form: Hugging Face's, or Transom's own.
 
-    SRC is a folder as save_pretrained of transformers writes it, or a run or one of its checkpoints. DST must not
-    exist; it appears complete, or not at all. Weights pass one after another, so that memory stays small. A tokenizer's
-    files go along.
+    SRC is a folder as save_pretrained of transformers writes it, or a run or one of its checkpoints; or, with --from
+    and --spec, a state dict of torchtune or Megatron-core. DST must not exist; it appears complete, or not at all.
+    Weights pass one after another, so that memory stays small. A tokenizer's files go along.
     """
     from transom.pretrained.convert import convert
 
-    made = convert(source, target, to=to, dtype=dtype, family=family, shard_bytes=max_shard_size)
+    made = convert(source, target, form=form, spec=spec, to=to, dtype=dtype, family=family, shard_bytes=max_shard_size)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(made), default=str, indent=2))
     else:
-        form = "a checkpoint" if made.form == "transom" else f"a folder for transformers ({made.form})"
-        click.echo(f"Wrote {form} in {made.folder}: {made.tensors} tensors, {made.bytes:,} bytes.")
+        kind = "a checkpoint" if made.form == "transom" else f"a folder for transformers ({made.form})"
+        click.echo(f"Wrote {kind} in {made.folder}: {made.tensors} tensors, {made.bytes:,} bytes.")

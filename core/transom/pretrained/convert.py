@@ -19,19 +19,25 @@ from transom.checkpoint.hugging_face.folder import TOKENIZER, is_hugging_face, o
 from transom.checkpoint.hugging_face.settings import CONFIG
 from transom.checkpoint.layout_map import LayoutMap
 from transom.checkpoint.manifest import Manifest
-from transom.checkpoint.model_state import differences, mismatch, model_outlines
+from transom.checkpoint.megatron import megatron_layout, megatron_names
+from transom.checkpoint.model_state import differences, fitted, mismatch, model_outlines
 from transom.checkpoint.store import WEIGHTS, open_checkpoint, save_weights
-from transom.checkpoint.weight_files import WeightFiles
+from transom.checkpoint.torchtune import torchtune_layout
+from transom.checkpoint.weight_files import NamedWeights, WeightFiles
 from transom.checkpoint.weight_writer import write_shards
 from transom.composition import build
-from transom.errors import OutputError
+from transom.errors import CheckpointError, OutputError
+from transom.pretrained.spec import read_spec
 from transom.specs.load import load_spec
 from transom.specs.lock import Lock
 from transom.specs.plan import Plan, plan
 from transom.specs.spec import ModelSpec
 from transom.transformer.utils import torch_dtype
 
-__all__ = ["SHARD_BYTES", "Converted", "convert"]
+__all__ = ["ORIGINAL", "SHARD_BYTES", "Converted", "Form", "convert"]
+
+Form = Literal["hf", "transom", "torchtune", "megatron"]
+"""Who wrote a checkpoint."""
 
 SHARD_BYTES = 5_000_000_000
 """Most bytes in a file of weights in Hugging Face's form."""
@@ -102,6 +108,8 @@ def convert(
     source: str | Path,
     target: str | Path,
     *,
+    form: Form | None = None,
+    spec: str | Path | Mapping[str, Any] | ModelSpec | None = None,
     to: Literal["hf", "transom"] | None = None,
     dtype: str | None = None,
     family: str | None = None,
@@ -110,9 +118,12 @@ def convert(
     """Write a checkpoint in another form. Weights pass one after another, and are never all in memory.
 
     Args:
-        source: a folder of Hugging Face's form, or a run or one of its checkpoints.
+        source: a folder of Hugging Face's form, or a run or one of its checkpoints; of the forms ``torchtune`` and
+            ``megatron``, a file with a state dict, or a folder of such files.
+        form: what the source is; `None` = ``"hf"`` or ``"transom"``, as its files tell.
+        spec: of the model, where the source has none: of the forms ``torchtune`` and ``megatron``.
         target: the folder to write, which must not exist; it appears complete, or not at all.
-        to: the form; `None` = the other one.
+        to: the form to write; `None` = the other one.
         dtype: of floating weights; `None` = as they are.
         family: ``model_type`` to write, to Hugging Face's form; `None` = the first that computes the same.
         shard_bytes: most bytes in a file, in Hugging Face's form.
@@ -128,17 +139,53 @@ def convert(
     target = Path(target)
     if target.exists():
         raise OutputError(f"{target} exists already, and nothing is overwritten.", path=target)
-    is_theirs = is_hugging_face(source)
-    opened = _from_hugging_face(Path(source)) if is_theirs else _from_transom(Path(source))
+    form = form or ("hf" if is_hugging_face(source) else "transom")
+    opened = _open(Path(source), form, spec)
     outlines = {name: _cast(outline, dtype) for name, outline in opened.outlines.items()}
     target.parent.mkdir(parents=True, exist_ok=True)
-    if (to or ("transom" if is_theirs else "hf")) == "transom":
-        form = _to_transom(opened, outlines, target, dtype)
+    if (to or ("hf" if form == "transom" else "transom")) == "transom":
+        written = _to_transom(opened, outlines, target, dtype)
     else:
-        form = _to_hugging_face(opened, outlines, target, family, shard_bytes)
+        written = _to_hugging_face(opened, outlines, target, family, shard_bytes)
     names = tuple(sorted(path.name for path in target.iterdir()))
     size = sum(outline.numel() * outline.dtype.itemsize for outline in outlines.values())
-    return Converted(target, form, len(outlines), size, names)
+    return Converted(target, written, len(outlines), size, names)
+
+
+def _open(path: Path, form: Form, spec: str | Path | Mapping[str, Any] | ModelSpec | None) -> _Source:
+    has_own_spec = form in ("hf", "transom")
+    if has_own_spec == (spec is not None):
+        what = "has a spec of its own, and another is given" if has_own_spec else "has no spec, and none is given"
+        raise CheckpointError(
+            f"{path} {what}.", asked_by="spec", hint="spec, for torchtune and megatron only", path=path
+        )
+    if spec is not None:
+        return _from_state_dict(path, form, read_spec(spec))
+    return _from_hugging_face(path) if form == "hf" else _from_transom(path)
+
+
+def _from_state_dict(path: Path, form: Form, spec: ModelSpec) -> _Source:
+    made = plan(spec, mode="infer")
+    files = WeightFiles(_files(path))
+    wanted = _outlines(made)
+    names = megatron_names(list(files)) if form == "megatron" else {name: name for name in files}
+    layout = megatron_layout(spec, list(wanted), names) if form == "megatron" else torchtune_layout(spec)
+    named = NamedWeights(files, names)
+    what = f"the weights are not those of {spec.name} as {form} has them"
+    tensors = fitted(named, layout, wanted, source=str(path), what=what)
+    return _Source(made, dict(layout.forward(named.outlines())), tensors)
+
+
+def _files(path: Path) -> list[Path]:
+    """List the files with weights that a path means."""
+    if path.is_file():
+        return [path]
+    for endings in (".safetensors",), (".pt", ".pth", ".bin"):
+        found = sorted(each for each in path.glob("*") if each.suffix in endings)
+        if found:
+            return found
+    what = f"no weights in {path}." if path.is_dir() else f"no file {path}."
+    raise CheckpointError(what, available=(".safetensors", ".pt", ".pth", ".bin"), path=path)
 
 
 def _from_hugging_face(path: Path) -> _Source:

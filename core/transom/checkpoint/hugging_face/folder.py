@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +14,8 @@ from torch import Tensor
 from transom.checkpoint.hugging_face.families import family_of
 from transom.checkpoint.hugging_face.family import Family
 from transom.checkpoint.hugging_face.settings import CONFIG, Settings, read_settings
-from transom.checkpoint.model_state import differences, mismatch
-from transom.checkpoint.weight_files import WeightFiles, open_weights
+from transom.checkpoint.model_state import fitted
+from transom.checkpoint.weight_files import NamedWeights, WeightFiles, open_weights
 from transom.errors import CheckpointError
 from transom.specs.load import load_spec
 from transom.specs.spec import ModelSpec
@@ -70,15 +70,15 @@ class HuggingFaceFolder:
         Raises:
             CheckpointError: weights are missing, left over or of another shape or kind; it tells them all.
         """
-        layout = self.family.layout(self.spec)
-        wanted = layout.backward(outlines)
         names, problems = self._names
-        given = {name: self.weights.outline(file_name) for name, file_name in names.items()}
-        problems = [*problems, *differences(wanted, given)]
-        if problems:
-            what = f"the weights are not those that {CONFIG} describes"
-            raise mismatch(str(self.path), what, problems, hint="fetch the whole checkpoint again")
-        return layout.forward(_Renamed(self.weights, names))
+        return fitted(
+            NamedWeights(self.weights, names),
+            self.family.layout(self.spec),
+            outlines,
+            problems=problems,
+            source=str(self.path),
+            what=f"the weights are not those that {CONFIG} describes",
+        )
 
     def contradicts_ties(self) -> bool:
         """Whether the files hold several values for what the spec says is one weight."""
@@ -86,8 +86,7 @@ class HuggingFaceFolder:
 
     def canonical_outlines(self) -> dict[str, Tensor]:
         """Give shape and dtype of what `canonical` gives, as they are in the files."""
-        outlines = {name: self.weights.outline(file_name) for name, file_name in self._names[0].items()}
-        return dict(self.family.layout(self.spec).forward(outlines))
+        return dict(self.family.layout(self.spec).forward(NamedWeights(self.weights, self._names[0]).outlines()))
 
     @cached_property
     def _names(self) -> tuple[dict[str, str], list[str]]:
@@ -116,20 +115,6 @@ class HuggingFaceFolder:
             for name, file_name in zip(present[1:], files[1:], strict=True)
             if not torch.equal(self.weights[file_name], self.weights[files[0]])
         ]
-
-
-class _Renamed(Mapping[str, Tensor]):
-    def __init__(self, source: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
-        self._source, self._names = source, names
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._source[self._names[name]]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def is_hugging_face(path: str | Path) -> bool:
