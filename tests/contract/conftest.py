@@ -25,8 +25,10 @@ def _names(module: Path) -> list[str]:
 
 
 def _section(slot: str, name: str) -> str:
-    distributed = set() if name.startswith("Parallel") else DISTRIBUTED
-    features = json.dumps([feature for feature in SLOTS[slot].features if feature not in distributed])
+    left_out = set() if name.startswith("Parallel") else set(DISTRIBUTED)
+    if not name.startswith("T5"):
+        left_out.add("encoder_decoder")
+    features = json.dumps([feature for feature in SLOTS[slot].features if feature not in left_out])
     return (
         f'[{slot}.{name}]\napi = "1.0"\ndevices = ["cpu"]\ndtypes = ["any"]\nmodes = ["train", "infer"]\n'
         f"compiles = true\ndeterministic = true\nfeatures = {features}\n"

@@ -68,6 +68,10 @@ def _source(tokens: Tensor) -> Tensor:
     return (7 * rows + 3 * torch.arange(_T, device=tokens.device)) % _V
 
 
+def _padding(subject: Subject) -> Tensor:
+    return torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], device=subject.device).bool()
+
+
 def _call(
     module: nn.Module, tokens: Tensor, *, mask: AttentionMask | None = None, positions: Tensor | None = None
 ) -> Tensor:
@@ -102,10 +106,10 @@ def _decode(module: nn.Module, tokens: Tensor, prompt: int) -> Tensor:
 
 
 def _check_reads(subject: Subject, kind: str, dtype: str, mixer: Mixer) -> None:
-    module = mixer.make(subject, kind, dtype, "causal padding").eval()
+    module: Any = mixer.make(subject, kind, dtype, "causal padding").eval()
     written = mixer.input(subject, dtype, 2, 6)
     read = _source(written)
-    padding = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], device=subject.device).bool()
+    padding = _padding(subject)
 
     def call(source: Tensor) -> Tensor:
         return _narrow(module(source, written, padding, None, padding))
@@ -117,18 +121,21 @@ def _check_reads(subject: Subject, kind: str, dtype: str, mixer: Mixer) -> None:
         changed = where.any(dim=1)
         other = call(mixer.changed(read, where))
         expect_depends(other[changed], output[changed], f"token {place} of what is read")
+    first, later = (module.encode(each, padding)[:, 0] for each in (read, mixer.changed(read, torch.arange(_T) == 2)))
+    expect_depends(later, first, "a later token of what is read, where it is read")
     shorter = module(read[1:, :3], written[1:], None, None, None)
     expect_same(output[1:], _narrow(shorter), dtype, "what is written beside padding, against that without it,")
 
 
 def _check_in_two(subject: Subject, kind: str, dtype: str, mixer: Mixer) -> None:
-    model: Any = mixer.make(subject, kind, dtype).eval()
-    written = mixer.input(subject, dtype, 2, 6)
+    model: Any = mixer.make(subject, kind, dtype, "causal padding").eval()
+    written, padding = mixer.input(subject, dtype, 2, 6), _padding(subject)
     read = _source(written)
-    whole = _narrow(model(read, written, None, None, None))
-    hidden = model.encode(read)
-    expect_same(_narrow(model.decode(written, hidden)), whole, dtype, "encode and decode, against forward,")
-    given = model(None, written, None, None, None, encoder_hidden_states=hidden)
+    whole = _narrow(model(read, written, padding, None, padding))
+    hidden = model.encode(read, padding)
+    decoded = _narrow(model.decode(written, hidden, encoder_decoder_attn_mask=padding))
+    expect_same(decoded, whole, dtype, "encode and decode, against forward,")
+    given = model(None, written, None, None, padding, encoder_hidden_states=hidden)
     expect_same(_narrow(given), whole, dtype, "forward of hidden states that are given, against the whole,")
 
 
@@ -136,7 +143,7 @@ def _check_masks(subject: Subject, kind: str, dtype: str, mixer: Mixer) -> None:
     module = mixer.make(subject, kind, dtype, "causal padding keep").eval()
     written = mixer.input(subject, dtype, 2, 6)
     read = _source(written)
-    padding = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], device=subject.device).bool()
+    padding = _padding(subject)
     triangle = torch.ones(6, 6, device=subject.device).tril().bool().expand(2, 6, 6)
     expected = _narrow(module(read, written, padding, None, padding))
     of_read = padding[:, None].expand(2, _T, _T)
