@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -47,6 +48,21 @@ def _metadata_folder(files: set[str]) -> str:
     return folder
 
 
+def _distribution(name: str) -> str:
+    return "transom" if name == "transom" else f"transom-{name.replace('_', '-')}"
+
+
+def _entry_points(project: Path) -> dict[str, dict[str, str]]:
+    declared: dict[str, dict[str, str]] = tomllib.loads((project / "pyproject.toml").read_text())["project"].get(
+        "entry-points", {}
+    )
+    return declared
+
+
+def _fills_a_slot(project: Path) -> bool:
+    return any(group.startswith("transom.") and group != "transom.hooks" for group in _entry_points(project))
+
+
 def test_there_are_the_distributions_that_the_design_names():
     assert {"transom", "torch_dot_product", "parallel_linear"} <= set(PROJECTS)
 
@@ -59,7 +75,8 @@ def test_wheel_holds_the_package_and_nothing_else(wheels, name):
     assert {file for file in files if not file.startswith(metadata)} == _sources(PROJECTS[name], package)
     top = Path(package).name
     assert {f"{top}/__init__.py", f"{top}/transom.toml", f"{top}/py.typed"} <= files
-    assert {f"{metadata}/licenses/LICENSE", f"{metadata}/entry_points.txt", f"{metadata}/METADATA"} <= files
+    assert {f"{metadata}/licenses/LICENSE", f"{metadata}/METADATA"} <= files
+    assert (f"{metadata}/entry_points.txt" in files) == bool(_entry_points(PROJECTS[name]))
 
 
 def test_core_wheel_holds_the_recipes(wheels):
@@ -74,12 +91,7 @@ def test_installed_wheels_list_show_and_plan(wheels, environment):
     data = json.loads(listing.stdout)
     ours = str(environment.directory)
     assert all(found["card_file"].startswith(ours) for found in data["implementations"])
-    fill = [
-        name
-        for name, project in PROJECTS.items()
-        if "[project.entry-points" in (project / "pyproject.toml").read_text()
-    ]
-    named = {"transom" if name == "transom" else f"transom-{name.replace('_', '-')}" for name in fill}
+    named = {_distribution(name) for name, project in PROJECTS.items() if _fills_a_slot(project)}
     assert {found["distribution"] for found in data["implementations"]} == named
     # The only thing to say about them is that they hide the copies that the tests themselves run from.
     assert {problem["kind"] for problem in data["problems"]} <= {"shadowed"}
