@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,14 @@ if TYPE_CHECKING:
     from transom.registry.scan import Entry, Problem
     from transom.slots import Slot
 
-__all__ = ["describe_all", "describe_entry", "describe_problem", "describe_slot"]
+__all__ = [
+    "describe_all",
+    "describe_entry",
+    "describe_options",
+    "describe_problem",
+    "describe_slot",
+    "own_documentation",
+]
 
 
 def describe_all(implementations: Iterable[Implementation], registry: Registry) -> list[dict[str, Any]]:
@@ -99,6 +107,27 @@ def describe_entry(entry: Entry) -> dict[str, str]:
         "version": entry.version,
         "entry_point": entry.value,
     }
+
+
+def describe_options(found: Any) -> dict[str, Any] | None:
+    """Return the JSON Schema of the options that an imported implementation or hook takes; `None` = it takes none."""
+    from transom.specs.schema import documented
+
+    declared = getattr(found, "Options", None)
+    if declared is None:
+        return None
+    (reference,), definitions = msgspec.json.schema_components([declared], ref_template="#/$defs/{name}")
+    schema: dict[str, Any] = definitions.pop(reference["$ref"].rpartition("/")[2])
+    schema["description"], meanings = documented(declared)
+    for name, meaning in meanings.items():
+        schema["properties"].get(name, {})["description"] = meaning
+    return schema | ({"$defs": definitions} if definitions else {})
+
+
+def own_documentation(found: Any) -> str:
+    """Return the docstring of something that was imported, and not one that its class inherits."""
+    text = vars(found).get("__doc__") if isinstance(found, type) else found.__doc__
+    return inspect.cleandoc(text or "")
 
 
 def describe_problem(problem: Problem) -> dict[str, str]:

@@ -9,6 +9,7 @@ import click
 
 from transom.cli.describe import describe_all, describe_entry, describe_problem, describe_slot
 from transom.cli.options import examples, json_option
+from transom.cli.show_named import NAMED
 from transom.cli.table import print_table
 from transom.registry.registry import default_registry
 from transom.registry.scan import PREFIX
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-_NAMED = ("hooks", "bundles")
 _HEADINGS = ("slot", "name", "distribution", "devices", "dtypes", "features", "notes")
 
 
@@ -40,12 +40,12 @@ def command(slot: str | None, as_json: bool) -> None:
     if as_json:
         names = SLOT_ALIASES.get(slot, (slot,)) if slot else tuple(registry.slots)
         slots = [describe_slot(name, SLOTS.get(name)) for name in names]
-        named = {kind: [describe_entry(entry) for entry in registry.index.group(f"{PREFIX}{kind}")] for kind in _NAMED}
+        named = {kind: [describe_entry(entry) for entry in registry.index.group(f"{PREFIX}{kind}")] for kind in NAMED}
         data = {"slots": slots, "implementations": facts, "problems": [describe_problem(p) for p in problems]}
         click.echo(json.dumps(data | ({} if slot else named), indent=2))
         return
     print_table(_HEADINGS, map(_row, facts), emphasised="name")
-    for kind in () if slot else _NAMED:
+    for kind in () if slot else NAMED:
         _print_named(kind, registry.index.group(f"{PREFIX}{kind}"))
     _print_problems(problems)
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-import textwrap
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
-from transom.cli.describe import describe_all, describe_slot
+from transom.cli.describe import describe_all, describe_options, describe_slot, own_documentation
+from transom.cli.labelled import labelled, option_lines
 from transom.cli.options import examples, json_option
+from transom.cli.show_named import NAMED, describe_named, render_named
 from transom.errors import PluginImportError
 from transom.registry.find import find
 from transom.registry.registry import default_registry
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-_LABEL = 16
-
 
 @click.command(
     "show",
@@ -34,18 +31,24 @@ _LABEL = 16
         "transom show transom/torch_norm",
         "transom show row_linear/torch_linear --json",
         "transom show mlp/mlp --import",
+        "transom show hooks/NAME --import",
     ),
 )
 @click.argument("ref", metavar="[SLOT/]REF")
 @click.option("--import", "with_import", is_flag=True, help="Import it too, and show its documentation.")
 @json_option
 def command(ref: str, with_import: bool, as_json: bool) -> None:
-    """Show everything that is known about one implementation.
+    """Show everything that is known about one implementation, hook or bundle.
 
-    REF is a name, or distribution/name; a slot before it says which is meant where several slots know the name.
-    Without --import only data is read.
+    REF is a name, or distribution/name; a slot before it says which is meant where several slots know the name, and
+    hooks or bundles that one of these is. Without --import only data is read.
     """
     registry = default_registry()
+    kind, _, name = ref.partition("/")
+    if kind in NAMED and name:
+        facts = describe_named(kind, name, registry, with_import=with_import)
+        click.echo(json.dumps(facts, indent=2) if as_json else render_named(facts))
+        return
     found = find(registry, ref, asked_by="transom show")
     shown = describe_all(found, registry)
     for implementation, facts in zip(found, shown, strict=True):
@@ -53,8 +56,8 @@ def command(ref: str, with_import: bool, as_json: bool) -> None:
         facts["options"] = _options(facts["card"])
         if with_import:
             builder = _imported(implementation, registry)
-            facts["documentation"] = inspect.cleandoc(vars(builder).get("__doc__") or "")  # its own, not inherited
-            facts["options"] = _options_of(builder) or facts["options"]
+            facts["documentation"] = own_documentation(builder)
+            facts["options"] = describe_options(builder) or facts["options"]
     click.echo(json.dumps(shown, indent=2) if as_json else "\n\n".join(map(_render, shown)))
 
 
@@ -73,24 +76,9 @@ def _options(card: dict[str, Any] | None) -> dict[str, Any] | None:
     return {"$ref": declared} if isinstance(declared, str) else declared
 
 
-def _options_of(builder: Any) -> dict[str, Any] | None:
-    """Return the JSON Schema of the options that an imported builder takes."""
-    from transom.specs.schema import documented
-
-    declared = getattr(builder, "Options", None)
-    if declared is None:
-        return None
-    (reference,), definitions = msgspec.json.schema_components([declared], ref_template="#/$defs/{name}")
-    schema: dict[str, Any] = definitions.pop(reference["$ref"].rpartition("/")[2])
-    schema["description"], meanings = documented(declared)
-    for name, meaning in meanings.items():
-        schema["properties"].get(name, {})["description"] = meaning
-    return schema | ({"$defs": definitions} if definitions else {})
-
-
 def _render(facts: dict[str, Any]) -> str:
     head = click.style(facts["name"], bold=True) + f", for slot {facts['slot']}"
-    return "\n".join([head, *(line for label, text in _rows(facts) for line in _labelled(label, text))])
+    return "\n".join([head, *labelled(_rows(facts))])
 
 
 def _rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -112,7 +100,7 @@ def _rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield from _card_rows(card)
         yield from _feature_rows(facts)
     if facts["options"]:
-        yield "options", "\n".join(_option_lines(facts["options"]))
+        yield "options", option_lines(facts["options"])
     if "documentation" in facts:
         yield "documentation", facts["documentation"] or "none"
 
@@ -141,23 +129,6 @@ def _feature_rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "lacks", _glossary(facts["lacks"], meanings)
 
 
-def _option_lines(schema: dict[str, Any]) -> Iterator[str]:
-    if "$ref" in schema:
-        yield f"{schema['$ref']}; --import lists them"
-    for name, field in schema.get("properties", {}).items():
-        kind = field.get("type") or " or ".join(str(each.get("type", "?")) for each in field.get("anyOf", ())) or "any"
-        default = f"default {json.dumps(field['default'])}" if "default" in field else "required"
-        default = default if name in schema.get("required", ()) or "default" in field else "may be left out"
-        meaning = f": {field['description']}" if "description" in field else ""
-        yield f"{name}, {kind}, {default}{meaning}"
-
-
 def _glossary(names: Iterable[str], meanings: dict[str, str]) -> str:
     width = max(map(len, meanings), default=0)
     return "\n".join(f"{name:<{width}}  {meanings.get(name, 'not known to this slot')}" for name in names)
-
-
-def _labelled(label: str, text: str) -> Iterator[str]:
-    first, *others = text.splitlines() or [""]
-    yield f"  {label:<{_LABEL}}{first}".rstrip()
-    yield from textwrap.indent("\n".join(others), " " * (_LABEL + 2)).splitlines()

@@ -156,28 +156,17 @@ def test_list_imports_neither_torch_nor_a_plugin():
     assert "transom.transformer" not in loaded
 
 
-def test_list_shows_hooks_and_bundles_where_there_are_some(install, capsys):
-    main(["list"])
-    assert "which take effect where a spec names them" not in capsys.readouterr().out
-    points = "[transom.hooks]\nlora = acme_tune:Lora\n[transom.bundles]\nfast = acme_tune:fast\n"
-    install("acme-tune", points, code="raise RuntimeError('imported')")
-    main(["list", "norm"])
-    assert "acme-tune" not in capsys.readouterr().out
-
-
 def test_list_gives_hooks_and_bundles_with_their_owner(install, capsys):
-    points = "[transom.hooks]\nlora = acme_tune:Lora\n[transom.bundles]\nfast = acme_tune:fast\n"
+    points = "[transom.hooks]\nrank = acme_tune:Rank\n[transom.bundles]\nfast = acme_tune:fast\n"
     install("acme-tune", points, code="raise RuntimeError('imported')")
     main(["list"])
-    tail = capsys.readouterr().out.split("\n\n")[1:]
-    assert [text.splitlines()[0] for text in tail] == [
-        "Hooks, which take effect where a spec names them:",
-        "Bundles, which take effect where a spec names them:",
-    ]
-    assert [text.splitlines()[2].split() for text in tail] == [
-        ["lora", "acme-tune", "1.0", "acme_tune:Lora"],
-        ["fast", "acme-tune", "1.0", "acme_tune:fast"],
-    ]
+    hooks, bundles = capsys.readouterr().out.split("\n\n")[1:]
+    assert hooks.splitlines()[0] == "Hooks, which take effect where a spec names them:"
+    assert bundles.splitlines()[0] == "Bundles, which take effect where a spec names them:"
+    assert ["rank", "acme-tune", "1.0", "acme_tune:Rank"] in [line.split() for line in hooks.splitlines()]
+    assert ["fast", "acme-tune", "1.0", "acme_tune:fast"] in [line.split() for line in bundles.splitlines()]
     main(["list", "--json"])
     data = json.loads(capsys.readouterr().out)
-    assert [entry["ref"] for entry in data["hooks"] + data["bundles"]] == ["acme-tune/lora", "acme-tune/fast"]
+    assert {"acme-tune/rank", "acme-tune/fast"} <= {entry["ref"] for entry in data["hooks"] + data["bundles"]}
+    main(["list", "norm"])
+    assert "acme-tune" not in capsys.readouterr().out
