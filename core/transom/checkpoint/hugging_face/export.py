@@ -79,7 +79,8 @@ def choose_family(spec: ModelSpec, name: str | None = None, *, first: str | None
         found[family.model_type] = differences(family, spec)
         if not found[family.model_type]:
             return family
-    nearest = sorted(found, key=lambda model_type: len(found[model_type]))[:3]
+    near = [model_type for model_type in found if FAMILIES[model_type].model == spec.model] or list(found)
+    nearest = sorted(near, key=lambda model_type: len(found[model_type]))[:3]
     raise CheckpointError(
         f"what {spec.name} computes cannot be told by a config.json of {name or 'any family there is'}.",
         asked_by=spec.source,

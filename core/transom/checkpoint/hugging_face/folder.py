@@ -150,8 +150,11 @@ def open_folder(path: str | Path) -> HuggingFaceFolder:
     if not _has_weights(path) or not (fields[_SHARED] or family.always_ties):
         return opened()
     shared = opened(**{_SHARED: True})
+    if not shared.contradicts_ties():
+        return shared
     # Two weights that differ are not one, whatever the config says.
-    return opened(**{_SHARED: False}) if shared.contradicts_ties() else shared
+    apart = opened(**{_SHARED: False})
+    return shared if apart.contradicts_ties() else apart
 
 
 def _has_weights(path: Path) -> bool:

@@ -28,7 +28,7 @@ _PLACES = {
 
 
 def _read(settings: Settings) -> dict[str, Any]:
-    return read_rope(settings, old_names=_ROPE, share=_SHARE)
+    return read_rope(settings, old_names=_ROPE, share=_SHARE, is_partial=True)
 
 
 def _write(spec: ModelSpec) -> dict[str, Any]:

@@ -21,7 +21,7 @@ __all__ = ["PHI3"]
 def _read(settings: Settings) -> dict[str, Any]:
     size = settings.get("sliding_window")
     layers = ["sliding_attention"] * (settings.get("num_hidden_layers") or 0)
-    return read_rope(settings) | ({} if size is None else read_windows(settings, size, layers))
+    return read_rope(settings, is_partial=True) | ({} if size is None else read_windows(settings, size, layers))
 
 
 def _write(spec: ModelSpec) -> dict[str, Any]:

@@ -28,11 +28,12 @@ _NUMBERS: Mapping[str, tuple[str, ...]] = {
         "mscale_all_dim",
     ),
 }
+_BASE = 10000.0
 _NEEDS_LENGTH = ("llama3", "yarn")
 
 
 def read_rope(
-    settings: Settings, *, old_names: Mapping[str, str] = OLD_NAMES, share: float = 1.0, base: float = 10000.0
+    settings: Settings, *, old_names: Mapping[str, str] = OLD_NAMES, share: float = 1.0, is_partial: bool = False
 ) -> dict[str, Any]:
     """Read base, share of the head and scaling.
 
@@ -40,7 +41,7 @@ def read_rope(
         settings: where everything that cannot be is noted.
         old_names: what base and share are called in the older form.
         share: of the head that is rotated, where nothing is said.
-        base: where nothing is said.
+        is_partial: the family can rotate a part of a head.
 
     Returns:
         fields of a spec's config.
@@ -53,9 +54,11 @@ def read_rope(
     beside = {name: settings.get(old) for name, old in old_names.items()}
     found: dict[str, Any] = {
         "position_embedding_type": "rope",
-        "rotary_base": given.get("rope_theta") or beside["rope_theta"] or base,
+        "rotary_base": given.get("rope_theta") or beside["rope_theta"] or _BASE,
         "rotary_percent": given.get("partial_rotary_factor") or beside["partial_rotary_factor"] or share,
     }
+    if not is_partial and found["rotary_percent"] != 1:
+        settings.problems.append(f"partial_rotary_factor is {found['rotary_percent']}: the family rotates whole heads")
     scaling = _read_scaling(settings, given)
     return found if scaling is None else found | {"rope_scaling": scaling}
 
