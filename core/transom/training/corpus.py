@@ -33,7 +33,12 @@ class Split:
 
 
 def read_corpus(
-    sources: Sequence[str], tokenizer: Tokenizer, *, vocab_size: int, token_dtype: str = "uint16"
+    sources: Sequence[str],
+    tokenizer: Tokenizer,
+    *,
+    vocab_size: int,
+    token_dtype: str = "uint16",
+    reserved: int = 0,
 ) -> TokenSequence:
     """Read every source, in order.
 
@@ -43,6 +48,7 @@ def read_corpus(
         tokenizer: for text.
         vocab_size: of the model; every id must be below it.
         token_dtype: of ``.bin`` files, little endian.
+        reserved: ids at the vocabulary's end that no text may hold.
 
     Returns:
         all the ids; texts are separated by a newline.
@@ -50,7 +56,8 @@ def read_corpus(
     Raises:
         DataError: a source is missing, empty, unreadable or not what its name says, or an id is out of range.
     """
-    arrays = [array for source in sources for array in _read_source(source, tokenizer, vocab_size, token_dtype)]
+    vocabulary = _Vocabulary(vocab_size, reserved)
+    arrays = [array for source in sources for array in _read_source(source, tokenizer, vocabulary, token_dtype)]
     return TokenSequence(arrays)
 
 
@@ -82,18 +89,26 @@ def split_corpus(tokens: TokenSequence, validation_fraction: float, sequence_len
     return Split(tokens.part(0, boundary), tokens.part(boundary, len(tokens)))
 
 
-def _read_source(source: str, tokenizer: Tokenizer, vocab_size: int, token_dtype: str) -> Iterator[TokenArray]:
+@dataclass(frozen=True)
+class _Vocabulary:
+    """The ids of a model, the last of which may be reserved."""
+
+    size: int
+    reserved: int
+
+
+def _read_source(source: str, tokenizer: Tokenizer, vocabulary: _Vocabulary, token_dtype: str) -> Iterator[TokenArray]:
     path = Path(source)
     if source == "default":
-        yield _encode(default_text(), tokenizer, vocab_size, source)
+        yield _encode(default_text(), tokenizer, vocabulary, source)
     elif path.suffix in _ARRAY_SUFFIXES and path.is_file():
         array = _map_npy(path) if path.suffix == ".npy" else _map_bin(path, np.dtype(token_dtype).newbyteorder("<"))
-        yield _in_range(array, vocab_size, source)
+        yield _in_range(array, vocabulary, source)
     elif path.is_file():
-        yield _encode(_read_text(path), tokenizer, vocab_size, source)
+        yield _encode(_read_text(path), tokenizer, vocabulary, source)
     elif path.is_dir():
         for file in _text_files(path):
-            yield _encode(_read_text(file), tokenizer, vocab_size, str(file))
+            yield _encode(_read_text(file), tokenizer, vocabulary, str(file))
     else:
         near = sorted(p.name for p in path.parent.iterdir())[:12] if path.parent.is_dir() else []
         _refuse(f"no file or folder {source!r}.", path, available=near)
@@ -118,8 +133,8 @@ def _read_text(path: Path) -> str:
     return text
 
 
-def _encode(text: str, tokenizer: Tokenizer, vocab_size: int, source: str) -> TokenArray:
-    return _in_range(tokenizer.encode(text + "\n"), vocab_size, source)
+def _encode(text: str, tokenizer: Tokenizer, vocabulary: _Vocabulary, source: str) -> TokenArray:
+    return _in_range(tokenizer.encode(text + "\n"), vocabulary, source)
 
 
 def _map_npy(path: Path) -> TokenArray:
@@ -141,16 +156,18 @@ def _map_bin(path: Path, dtype: np.dtype[np.generic]) -> TokenArray:
     return np.memmap(path, dtype=dtype, mode="r")
 
 
-def _in_range(array: TokenArray, vocab_size: int, source: str) -> TokenArray:
+def _in_range(array: TokenArray, vocabulary: _Vocabulary, source: str) -> TokenArray:
     if not len(array):
         _refuse(f"{source} holds no tokens.", Path(source))
     # In chunks, so that a mapped file passes through memory without filling it.
     chunks = [array[start : start + _CHUNK] for start in range(0, len(array), _CHUNK)]
     lowest, highest = min(int(c.min()) for c in chunks), max(int(c.max()) for c in chunks)
-    if lowest < 0 or highest >= vocab_size:
+    free = vocabulary.size - vocabulary.reserved
+    if lowest < 0 or highest >= free:
         wrong = lowest if lowest < 0 else highest
-        what = f"{source} holds the token id {wrong}; the model's are 0 to {vocab_size - 1}."
-        hint = f"vocab_size: {highest + 1}, or another tokenizer"
+        last = f", of which the last {vocabulary.reserved} are sentinels" if vocabulary.reserved else ""
+        what = f"{source} holds the token id {wrong}; the model's are 0 to {vocabulary.size - 1}{last}."
+        hint = f"vocab_size: {highest + 1 + vocabulary.reserved}, or another tokenizer"
         _refuse(what, Path(source), hint=None if lowest < 0 else hint, token=wrong)
     return array
 

@@ -24,6 +24,7 @@ from transom.text.tokenizer import Tokenizer, load_tokenizer
 from transom.training.corpus import Split, read_corpus, split_corpus
 from transom.training.loop import TrainingLoop
 from transom.training.loss_curve import draw_loss_curve
+from transom.training.objective import Objective, check_objective, objective_of
 from transom.training.progress import Reporter, SilentReporter
 from transom.training.randomness import seeded_generators
 from transom.training.run_folder import RunFolder
@@ -160,15 +161,23 @@ class _Prepared:
     tokenizer: Tokenizer
     split: Split
     length: int
+    objective: Objective
 
 
 def _prepare(spec: ModelSpec, made: Plan) -> _Prepared:
     length = sequence_length(spec)
     settings = spec.train
+    objective = objective_of(spec, length)
     tokenizer = load_tokenizer(settings.tokenizer)
-    tokens = read_corpus(settings.sources, tokenizer, vocab_size=spec.vocab_size, token_dtype=settings.token_dtype)
+    tokens = read_corpus(
+        settings.sources,
+        tokenizer,
+        vocab_size=spec.vocab_size,
+        token_dtype=settings.token_dtype,
+        reserved=objective.reserved,
+    )
     split = split_corpus(tokens, settings.validation_fraction, length)
-    return _Prepared(spec, made, Lock.from_plan(made), tokenizer, split, length)
+    return _Prepared(spec, made, Lock.from_plan(made), tokenizer, split, length, objective)
 
 
 @final
@@ -184,8 +193,15 @@ class _Run:
             self.model: nn.Module = build(
                 prepared.plan, seed=self.spec.train.seed, device=device, tp_group=team.tp_group
             )
+            check_objective(self.spec, self.model)
         self.trainer = Trainer(
-            self.model, self.spec.train, prepared.split, sequence_length=prepared.length, device=device, team=team
+            self.model,
+            self.spec.train,
+            prepared.split,
+            sequence_length=prepared.length,
+            device=device,
+            team=team,
+            objective=prepared.objective,
         )
         self.bigram = self.trainer.bigram_loss(self.spec.vocab_size) if team.is_first else None
         self._restore(prepared.plan)

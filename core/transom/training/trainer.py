@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from transom.training.bigram import bigram_loss
+from transom.training.objective import NextToken, Objective
 from transom.training.optimizer import make_optimizer
 from transom.training.sampler import Batch, SequenceSampler, validation_batches
 from transom.training.schedule import learning_rate
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from transom.training.team import Team
 
 __all__ = ["StepResult", "Trainer"]
+
+_VALIDATION = -1
+"""The number of every validation batch: looks are alike."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,13 @@ class Trainer:
     """Trains a model on a corpus. Its whole state is the model's, the optimizer's, the random generators' and `step`.
 
     Args:
-        model: ``model(tokens, labels=labels)`` gives each token's loss, as the slot ``model`` says.
+        model: learns what the objective says.
         settings: the spec's ``train`` section.
         split: training and validation tokens.
         sequence_length: s, tokens of a sequence.
         device: where the model is.
         team: who trains it, and how they share the work.
+        objective: what it learns; `None` = the next token.
     """
 
     def __init__(
@@ -60,8 +65,10 @@ class Trainer:
         sequence_length: int,
         device: torch.device | str = "cpu",
         team: Team | None = None,
+        objective: Objective | None = None,
     ) -> None:
         self.model, self.settings, self.split = model, settings, split
+        self.objective: Objective = objective or NextToken()
         self.team: Team = team or Alone()
         self.team.take_over(model, settings)
         self.device = torch.device(device)
@@ -101,14 +108,21 @@ class Trainer:
         return float(total / count)
 
     def bigram_loss(self, vocab_size: int) -> float | None:
-        """Measure what a bigram model loses on the sequences of `validate`; `None` when the corpus is too large."""
+        """Measure what a bigram model loses on the sequences of `validate`.
+
+        Returns:
+            nats; `None` when the corpus is too large, or the model learns something else than the next token.
+        """
+        if not isinstance(self.objective, NextToken):
+            return None
         return bigram_loss(self.split.train, self._validation_batches(), vocab_size)
 
     def _accumulate_gradients(self) -> Tensor:
         total = torch.zeros((), device=self.device)
         for i in range(self.settings.accumulate):
-            batch = self.team.share(self.sampler.batch(self.step * self.settings.accumulate + i))
-            loss = self._losses(batch).mean() / self.settings.accumulate
+            number = self.step * self.settings.accumulate + i
+            batch = self.team.share(self.sampler.batch(number))
+            loss = self._losses(batch, number).mean() / self.settings.accumulate
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return self.team.mean(total)
@@ -117,14 +131,12 @@ class Trainer:
         """Give the losses of this one's share of a batch."""
         tokens, labels = self.team.share(batch)
         own = len(tokens)  # none: it takes part in the computation all the same, since others wait for it
-        losses = self._losses((tokens, labels) if own else (batch[0][:1], batch[1][:1]))
+        losses = self._losses((tokens, labels) if own else (batch[0][:1], batch[1][:1]), _VALIDATION)
         return losses[:own].flatten()
 
-    def _losses(self, batch: Batch) -> Tensor:
-        tokens, labels = (part.to(self.device, non_blocking=True) for part in batch)
+    def _losses(self, batch: Batch, number: int) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
-            losses: Tensor = self.model(tokens, labels=labels)
-        return losses
+            return self.objective.losses(self.model, batch, number, self.device)
 
     def _validation_batches(self) -> list[Batch]:
         settings = self.settings
