@@ -74,7 +74,7 @@ _OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "greedy", "seed", "sto
 )
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Of the first text's choices; the others count up.")
 @click.option("--beams", type=click.IntRange(min=1), help="Search for the most probable text with this many beams.")
-@click.option("--start-id", type=int, help="First id of what an encoder-decoder writes; T5: 0.")
+@click.option("--start-id", type=int, help="First id of what an encoder-decoder writes; else the checkpoint's.")
 @click.option("--cache", "kind", metavar="KIND", help="The key/value cache: a name that transom list kv_cache shows.")
 @click.option("--compile", "compiles", is_flag=True, help="Compile the step of one token.")
 @use_option
@@ -97,17 +97,21 @@ def command(
 ) -> None:
     """Continue texts with a trained checkpoint.
 
-    CHECKPOINT is a checkpoint's folder, or the folder of a run, of which the newest is taken. One text appears as it is
-    generated; several are generated together, and appear when all are done.
+    CHECKPOINT is a checkpoint's folder, or the folder of a run, of which the newest is taken; or a folder that Hugging
+    Face's save_pretrained wrote, whose ends of text end a text here too. One text appears as it is generated; several
+    are generated together, and appear when all are done.
     """
-    from transom.inference.load import load_checkpoint_tokenizer, load_model
+    from transom.pretrained.load import from_pretrained
+    from transom.pretrained.tokenizer import special_ids, tokenizer_of
 
     texts = _texts(prompts, prompts_file)
     if choices["beams"] is not None:
         _refuse_beside_beams(ctx)
-    tokenizer = load_checkpoint_tokenizer(checkpoint)
+    tokenizer, special = tokenizer_of(checkpoint), special_ids(checkpoint)
+    choices["eos_ids"] = special.eos
+    choices["start_id"] = special.start if choices["start_id"] is None else choices["start_id"]
     starts = [tokenizer.encode(text).tolist() for text in texts]
-    model = load_model(checkpoint, use=_with_cache(use, kind), device=device, dtype=dtype)
+    model = from_pretrained(checkpoint, use=_with_cache(use, kind), device=device, dtype=dtype)
     if len(texts) == 1 and prompts_file is None and choices["beams"] is None:
         _generate_one(model, tokenizer, texts[0], starts[0], choices, as_json)
         return
@@ -115,8 +119,9 @@ def command(
     if as_json:
         click.echo(json.dumps(results if len(results) > 1 or prompts_file is not None else results[0], indent=2))
         return
+    is_whole = choices["start_id"] is None
     for result in results:
-        click.echo(f"{result['prompt']}{result['text']}")
+        click.echo(f"{result['prompt'] if is_whole else ''}{result['text']}")
 
 
 def _texts(prompts: tuple[str, ...], file: Any) -> list[str]:
@@ -152,7 +157,7 @@ def _with_cache(use: dict[str, str], kind: str | None) -> dict[str, str]:
 def _settings(choices: dict[str, Any], most: int | None) -> GenerationSettings:
     from transom.inference.settings import GenerationSettings
 
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "greedy", "start_id")
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "greedy", "start_id", "eos_ids")
     chosen = {name: choices[name] for name in names}
     return GenerationSettings(max_new_tokens=most, compile=choices["compiles"], **chosen)
 
@@ -169,7 +174,8 @@ def _generate_one(
     made: list[int] = []
     limited = islice(tokens, _DEFAULT_LENGTH if most is None else None)
     before = start if choices["start_id"] is None else []
-    pieces = until_stop(stream_text(tokenizer, before, _collect(limited, made)), choices["stop"])
+    said = (token for token in _collect(limited, made) if token not in choices["eos_ids"])
+    pieces = until_stop(stream_text(tokenizer, before, said), choices["stop"])
     if as_json:
         text = "".join(pieces)
         click.echo(json.dumps({"prompt": prompt, "text": text, "tokens": made, "seed": seed}, indent=2))
@@ -194,7 +200,8 @@ def _generate_all(
         found = [{"tokens": row.tokens, "seed": row.seed} for row in rows]
     results = []
     for prompt, before, result in zip(texts, befores, found, strict=True):
-        text = "".join(until_stop(stream_text(tokenizer, before, result["tokens"]), choices["stop"]))
+        said = (token for token in result["tokens"] if token not in choices["eos_ids"])
+        text = "".join(until_stop(stream_text(tokenizer, before, said), choices["stop"]))
         results.append({"prompt": prompt, "text": text} | result)
     return results
 
@@ -207,6 +214,7 @@ def _search(model: nn.Module, starts: list[list[int]], choices: dict[str, Any], 
         num_beams=choices["beams"],
         max_new_tokens=most,
         repetition_penalty=choices["repetition_penalty"],
+        eos_ids=choices["eos_ids"],
         start_id=choices["start_id"],
         compile=choices["compiles"],
     )

@@ -136,18 +136,18 @@ class _Search:
         """Return what was asked for."""
         return self.finished[: self.settings.num_return_sequences]
 
-    def advance(self, logits: Tensor) -> tuple[list[int], list[int]]:
+    def advance(self, logits: Tensor) -> tuple[list[int], Sequence[int | None]]:
         """Add a token to each beam.
 
         Args:
             logits: ``[num_beams, v]``.
 
         Returns:
-            for each new beam, which one it goes on from, and its token.
+            for each new beam, which one it goes on from, and its token; `None` when all is done.
         """
         k = self.settings.num_beams
         if self.is_done:
-            return list(range(k)), [0] * k
+            return list(range(k)), [None] * k
         candidates = self._candidates(logits)
         ended = [self._is_ended(tokens) for _, tokens, _ in candidates]
         self._finish([c for c, is_ended in zip(candidates[:k], ended[:k], strict=True) if is_ended])
@@ -158,7 +158,8 @@ class _Search:
         self.running = [tokens for _, tokens, _ in going_on]
         self.scores = torch.tensor([score for _, _, score in going_on])
         self.is_done = all(ended) or self._cannot_improve()
-        return [source for source, _, _ in going_on], [tokens[-1] for tokens in self.running]
+        tokens = [None if self.is_done else tokens[-1] for tokens in self.running]
+        return [source for source, _, _ in going_on], tokens
 
     def _candidates(self, logits: Tensor) -> list[tuple[int, list[int], float]]:
         """Give the most probable continuations: beam, new ids, log probability; enough for all beams to go on."""

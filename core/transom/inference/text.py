@@ -43,17 +43,21 @@ def until_stop(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
         pieces: of text, as they come.
         stops: texts that end it.
 
-    Yields:
-        text as soon as it is known not to be the beginning of a stop; never an empty piece.
+    Returns:
+        an iterator of text: as soon as it is known not to be the beginning of a stop, and never an empty piece.
 
     Raises:
-        InputError: a stop is empty.
+        InputError: a stop is empty; at once.
 
     Example:
         >>> list(until_stop(["one\n", "\ntwo"], ["\n\n"]))
         ['one']
     """
     _check(stops)
+    return _until_stop(pieces, stops)
+
+
+def _until_stop(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
     held = ""
     for piece in pieces:
         held += piece

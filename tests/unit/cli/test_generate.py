@@ -78,6 +78,25 @@ REFUSED = {
     "no number": (["RUN", "--prompt", "a", "--top-k", "few"], "'few' is not a valid integer range"),
     "out of range": (["RUN", "--prompt", "a", "--top-p", "0"], "0.0 is not in the range 0<x<=1"),
     "unknown name": (["RUN", "--prompt", "a", "--use", "core_attention=dot_prodct"], "dot_product?"),
+    "text and file": (
+        ["RUN", "--prompt", "a", "--prompts-file", "-"],
+        "either --prompt, once or more often, or --prompts",
+    ),
+    "no file": (["RUN", "--prompts-file", "nowhere.txt"], "No such file or directory"),
+    "empty file": (["RUN", "--prompts-file", "/dev/null"], "/dev/null is empty"),
+    "one long prompt": (["RUN", "--prompt", "a", "--prompt", "a" * 40], "InputError: prompt 1 has 40 tokens"),
+    "seed and beams": (
+        ["RUN", "--prompt", "a", "--beams", "2", "--seed", "1"],
+        "--seed and --beams do not go together",
+    ),
+    "empty stop": (["RUN", "--prompt", "a", "--stop", ""], "InputError: a stop text is empty"),
+    "unknown cache": (["RUN", "--prompt", "a", "--cache", "pages"], "no kv_cache is named 'pages'"),
+    "cache that cannot serve": (
+        ["RUN", "--prompt", "a", "--cache", "sliding_window"],
+        "no layer of the model has a window",
+    ),
+    "cache twice": (["RUN", "--prompt", "a", "--cache", "paged", "--use", "kv_cache=int8"], "give one of them"),
+    "start": (["RUN", "--prompt", "a", "--start-id", "0"], "InputError: start_id is 0"),
     "half a surrogate pair": (["RUN", "--prompt", "\udcff"], "DataError: the text is not valid Unicode"),
 }
 
@@ -89,3 +108,58 @@ def test_generate_refuses_with_one_error(run, capsys, arguments, text):
     assert out == ""
     assert text in err
     assert "Traceback" not in err
+
+
+def test_generate_goes_on_from_several_texts_together(run, capsys, tmp_path):
+    alone = [_json(capsys, run, "--prompt", text, "--seed", str(seed)) for text, seed in (("to be", 5), ("or", 6))]
+    both = _json(capsys, run, "--prompt", "to be", "--prompt", "or", "--seed", "5", "--max-new-tokens", "20")
+    assert [row["text"] for row in both] == [row["text"][:20] for row in alone]
+    assert [(row["prompt"], row["seed"]) for row in both] == [("to be", 5), ("or", 6)]
+    (tmp_path / "prompts.txt").write_text("to be\nor\n", encoding="utf-8")
+    arguments = ("--prompts-file", str(tmp_path / "prompts.txt"), "--seed", "5", "--max-new-tokens", "20")
+    assert _json(capsys, run, *arguments) == both
+    assert main(["generate", run, *arguments]) == 0
+    assert capsys.readouterr().out.startswith(f"to be{both[0]['text']}\nor{both[1]['text']}\n")
+
+
+def test_generate_fills_what_fits_for_all_texts_unless_told(run, capsys):
+    rows = _json(capsys, run, "--prompt", "to be", "--prompt", "a" * 30, "--greedy")
+    assert [len(row["tokens"]) for row in rows] == [2, 2]
+
+
+def test_generate_ends_a_text_before_a_stop(run, capsys):
+    whole = _json(capsys, run, "--prompt", "to be", "--greedy")["text"]
+    stop = whole[4:7]
+    one = _json(capsys, run, "--prompt", "to be", "--greedy", "--stop", stop)
+    assert one["text"] == whole[: whole.index(stop)]
+    assert len(one["tokens"]) < 27
+    both = _json(capsys, run, "--prompt", "to be", "--prompt", "to be", "--greedy", "--stop", "nowhere", "--stop", stop)
+    assert [row["text"] for row in both] == [one["text"]] * 2
+    assert main(["generate", run, "--prompt", "to be", "--greedy", "--stop", stop]) == 0
+    assert capsys.readouterr().out == f"to be{one['text']}\n"
+
+
+def test_generate_takes_every_setting(run, capsys):
+    greedy = _json(capsys, run, "--prompt", "to be", "--greedy")["tokens"]
+    assert _json(capsys, run, "--prompt", "to be", "--min-p", "1")["tokens"] == greedy
+    assert _json(capsys, run, "--prompt", "to be", "--beams", "1")["tokens"] == greedy
+    penalised = _json(capsys, run, "--prompt", "to be", "--greedy", "--repetition-penalty", "20")["tokens"]
+    assert len(set(penalised)) > len(set(greedy))
+    beams = _json(capsys, run, "--prompt", "to be", "--beams", "3")
+    assert beams["score"] <= 0
+    assert len(beams["tokens"]) == 27
+
+
+@pytest.mark.parametrize("kind", ["static", "paged"])
+def test_generate_takes_a_cache_by_name(run, capsys, kind):
+    greedy = _json(capsys, run, "--prompt", "to be", "--greedy")["text"]
+    assert _json(capsys, run, "--prompt", "to be", "--greedy", "--cache", kind)["text"] == greedy
+
+
+def test_generate_compiles_when_told(run, capsys, monkeypatch):
+    import torch
+
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda step, **settings: compiled.append(settings) or step)
+    assert _json(capsys, run, "--prompt", "to be", "--greedy", "--compile")["tokens"]
+    assert compiled == [{"fullgraph": True, "dynamic": False}]

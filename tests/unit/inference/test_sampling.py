@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transom.errors import InputError
-from transom.inference.sampling import Sampling, keep_top_k, keep_top_p
+from transom.inference.sampling import Sampling, keep_min_p, keep_top_k, keep_top_p, penalise_repetition
 
 LOGITS = st.lists(st.sampled_from([-3.0, -1.0, 0.0, 0.5, 0.75, 2.0, 4.0]), min_size=1, max_size=12)
 
@@ -96,9 +96,46 @@ def test_greedy_draws_nothing():
         ("top_k", 0, "1 or more"),
         ("top_p", 0.0, "above 0, up to 1"),
         ("top_p", 1.1, "above 0, up to 1"),
+        ("min_p", -0.1, "from 0 to 1"),
+        ("repetition_penalty", 0.0, "above 0, and finite"),
+        ("repetition_penalty", math.inf, "above 0, and finite"),
     ],
 )
 def test_sampling_refuses_a_value_out_of_range(name, value, right):
     with pytest.raises(InputError, match=f"{name} is {value}; it must be {right}") as caught:
         Sampling(**{name: value})
     assert caught.value.name == name
+
+
+@given(LOGITS, st.floats(0.0, 1.0))
+def test_min_p_keeps_what_is_near_the_most_probable(logits, p):
+    wanted = {i for i, x in enumerate(logits) if math.exp(x - max(logits)) >= p}
+    if any(abs(math.exp(x - max(logits)) - p) < 1e-9 for x in logits):
+        return  # rounding decides
+    assert _kept(keep_min_p(torch.tensor(logits, dtype=torch.float64), p)) == wanted
+
+
+def test_the_penalty_moves_what_was_seen_away_from_the_likely():
+    logits = torch.tensor([[3.0, -3.0, 0.0, 3.0]])
+    seen = torch.tensor([[True, True, True, False]])
+    assert penalise_repetition(logits, seen, 1.5).tolist() == [[2.0, -4.5, 0.0, 3.0]]
+    assert Sampling(repetition_penalty=1.5, greedy=True).filtered(logits, seen).tolist() == [[2.0, -4.5, 0.0, 3.0]]
+    assert Sampling(greedy=True).filtered(logits, seen) is logits
+
+
+def test_rows_are_picked_with_their_own_numbers():
+    logits = torch.tensor([[1.0, 0.0, 2.0], [0.5, 0.5, 0.5], [-9.0, 9.0, -9.0]])
+    sampling = Sampling(temperature=2.0, min_p=0.1)
+    generators = [torch.Generator().manual_seed(seed) for seed in (3, 4, 5)]
+    rows = [sampling.pick_rows(logits, generators) for _ in range(50)]
+    for row, seed in enumerate((3, 4, 5)):
+        generator = torch.Generator().manual_seed(seed)
+        assert [picked[row] for picked in rows] == [sampling.pick(logits[row], generator) for _ in range(50)]
+
+
+def test_pick_never_takes_what_is_excluded():
+    logits = torch.tensor([-math.inf, 0.0, -math.inf, 0.0, -math.inf])
+    assert set(Sampling().pick_rows(logits.expand(400, 5), [torch.Generator().manual_seed(i) for i in range(400)])) == {
+        1,
+        3,
+    }

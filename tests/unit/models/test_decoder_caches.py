@@ -101,7 +101,7 @@ def test_float_masks_are_refused_whatever_is_in_them(kind: str) -> None:
     model, ids = build(kind, masks=["keep"]), tokens(1, 3)
     model.setup_caches(1)
     for fill in (0.0, 1.0, -torch.inf):
-        with pytest.raises(MaskError, match="keep must be a tensor of bool dtype, not torch.float32"):
+        with pytest.raises(MaskError, match=r"keep must be a tensor of bool dtype, not torch\.float32"):
             model(ids, mask=torch.full((1, 3, 3), fill), input_pos=torch.arange(3))
     assert model.cache.lengths.tolist() == [0]
 
