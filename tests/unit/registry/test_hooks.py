@@ -93,6 +93,13 @@ def test_find_hook_says_so_when_none_is_installed():
     assert caught.value.hint == "install the distribution that provides it, or remove the name"
 
 
+def test_find_hook_says_so_when_none_is_installed():
+    with pytest.raises(HookError, match=r"no hook is named 'lora'\.") as caught:
+        _find(Registry(Index()), "lora")
+    assert caught.value.available == ("none is installed",)
+    assert caught.value.hint == "install the distribution that provides it, or remove the name"
+
+
 def test_find_hook_obeys_the_policy(registry):
     with pytest.raises(PolicyError, match=r"the hook counts \(acme-hooks 1.0\) may not run: ") as caught:
         _find(registry, "counts", Policy(deny=("acme-*",)))
