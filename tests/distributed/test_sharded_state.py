@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-import state_jobs
+import shard_jobs
 import torch
 from transom.testing.ranks import ranks
 
@@ -23,8 +23,8 @@ SPLIT = {
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_layer_describes_parts_and_replicas_on_every_rank(size: int) -> None:
-    whole = {name: shape for name, (shape, _, _) in state_jobs.layer(None).items()}
-    for rank, described in enumerate(ranks(size).run(state_jobs.layer)):
+    whole = {name: shape for name, (shape, _, _) in shard_jobs.layer(None).items()}
+    for rank, described in enumerate(ranks(size).run(shard_jobs.layer)):
         assert described.keys() == whole.keys()
         for name, (shape, offset, replica) in described.items():
             axis = SPLIT.get(name)
@@ -34,19 +34,26 @@ def test_layer_describes_parts_and_replicas_on_every_rank(size: int) -> None:
             assert replica == ((rank, 0) if axis is None else (0, 0)), name
 
 
+def test_every_tensor_of_a_decoder_has_one_owner_among_the_ranks() -> None:
+    for rank, described in enumerate(ranks(2).run(shard_jobs.decoder)):
+        assert {is_split for is_split, _ in described.values()} == {True, False}
+        for parameter, (is_split, replica) in described.items():
+            assert replica[0] == (0 if is_split else rank), parameter
+
+
 @pytest.mark.parametrize("size", [2, 4])
 def test_position_bias_is_that_of_one_process_head_by_head(size: int) -> None:
-    whole, _ = state_jobs.bias(None)
-    parts = ranks(size).run(state_jobs.bias)
+    whole, _ = shard_jobs.bias(None)
+    parts = ranks(size).run(shard_jobs.bias)
     for name, axis in (("bias", 1), ("numbers", 1), ("gradient", 1)):
         assert torch.equal(torch.cat([part[name] for part, _ in parts], dim=axis), whole[name]), name
     for rank, (_, described) in enumerate(parts):
-        per_rank = state_jobs.HEADS // size
-        shape = (state_jobs.BUCKETS, state_jobs.HEADS)
+        per_rank = shard_jobs.HEADS // size
+        shape = (shard_jobs.BUCKETS, shard_jobs.HEADS)
         assert described == {"relative_attention_bias.weight": (shape, (0, rank * per_rank), (0, 0))}
 
 
 def test_position_bias_refuses_heads_that_cannot_be_split() -> None:
-    for what, data in ranks(2).run(state_jobs.refused):
+    for what, data in ranks(2).run(shard_jobs.refused):
         assert what == "position biases of 3 heads cannot be split over 2 tensor-parallel ranks."
         assert data == {"heads": 3, "ranks": 2}

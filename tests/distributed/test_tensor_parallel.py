@@ -20,6 +20,7 @@ VARIANTS = {
     "query_key_norms": {"qk_layernorm": True, "sequence_parallel": True},
     "learned_positions": {"position_embedding_type": "learned_absolute", "sequence_parallel": True},
     "z_loss_and_caps": {"z_loss": 0.01, "final_logit_softcapping": 5.0},
+    "alibi": {"position_embedding_type": "alibi"},
     "output_gate": {"attention_output_gate": True},
     "recomputed": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
 }

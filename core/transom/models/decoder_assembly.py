@@ -13,6 +13,7 @@ from torch import nn
 from transom.models.decoder import TransformerDecoder
 from transom.models.embedding import LanguageModelEmbedding
 from transom.transformer import parts
+from transom.transformer.collectives import Ranks
 from transom.transformer.initialization import NormalInit
 from transom.transformer.position_bias import alibi_slopes
 from transom.transformer.recompute import LayerRecompute
@@ -97,7 +98,8 @@ class DecoderAssembly:
         ]
         norm = submodules.final_layernorm(config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon)
         is_alibi = config.position_embedding_type == "alibi"
-        return TransformerDecoder(
+        own_heads = Ranks.of(tp_group).part(alibi_slopes(config.num_attention_heads), 0)
+        decoder = TransformerDecoder(
             embedding,
             layers,
             config.num_layers,
@@ -108,11 +110,13 @@ class DecoderAssembly:
             _output_layer(config, submodules.output_layer, request, tp_group),
             loss=submodules.loss(config),
             masks=request.masks,
-            alibi_slopes=alibi_slopes(config.num_attention_heads) if is_alibi else None,
+            alibi_slopes=own_heads if is_alibi else None,
             recompute=LayerRecompute.of(config),
             kv_cache=None if submodules.kv_cache is None else partial(submodules.kv_cache, config),
             logit_softcap=config.final_logit_softcapping,
         )
+        decoder.tensor_parallel_rank = None if tp_group is None else tp_group.rank()
+        return decoder
 
 
 def _embedding(

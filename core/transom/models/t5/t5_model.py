@@ -115,7 +115,7 @@ class T5Model(Module):
     ) -> None:
         positions = (position_embedding_type, rotary_percent, seq_len_interpolation_factor)
         config, encoder_config = (with_positions(each, *positions) for each in (config, encoder_config))
-        super().__init__(config)
+        super().__init__(config, tp_group)
         stage = Stage(
             config=config,
             encoder_config=encoder_config,
