@@ -87,13 +87,6 @@ def test_find_hook_lists_what_there_is_when_it_finds_none(registry, ref, hint):
 
 
 def test_find_hook_says_so_when_none_is_installed():
-    with pytest.raises(HookError, match="no hook is named 'lora'") as caught:
-        find_hook("lora", Registry(Index()), Policy(), asked_by="a test")
-    assert caught.value.available == ("none is installed",)
-    assert caught.value.hint == "install the distribution that provides it, or remove the name"
-
-
-def test_find_hook_says_so_when_none_is_installed():
     with pytest.raises(HookError, match=r"no hook is named 'lora'\.") as caught:
         _find(Registry(Index()), "lora")
     assert caught.value.available == ("none is installed",)
