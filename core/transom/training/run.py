@@ -52,7 +52,8 @@ class RunResult:
         seconds: of training, without validation and saving; of all its parts together.
         loss: of the last step; `None` when the metrics were deleted.
         validation_loss: after the last step.
-        bigram_loss: of a bigram model on the same validation tokens; `None` when the corpus is too large to count.
+        bigram_loss: of a bigram model on the same validation tokens; `None` when the corpus is too large to count, or
+            something else than the next token is learned.
     """
 
     folder: Path

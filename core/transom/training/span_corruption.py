@@ -115,7 +115,8 @@ def _integers(value: int) -> Hashes:
 
 def _parts(total: int, parts: int, key: Hashes) -> Ids:
     """Cut a number into so many numbers of at least one, all ways being equally probable."""
-    order = np.argsort(hashed(key + np.arange(total - 1, dtype=np.uint64)), kind="stable")
+    candidates: Hashes = np.arange(total - 1).astype(np.uint64)
+    order = np.argsort(hashed(key + candidates), kind="stable")
     ends = np.sort(order[: parts - 1]) + 1
     return np.diff(ends, prepend=0, append=total)
 
