@@ -70,7 +70,7 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
         Nguyen et al., "Turning up the heat: min-p sampling", 2024.
 
     Example:
-        >>> keep_min_p(torch.tensor([0.5, 0.2, 0.3]).log(), 0.6).exp()
+        >>> keep_min_p(torch.tensor([0.5, 0.2, 0.3]).log(), 0.5).exp()
         tensor([0.5000, 0.0000, 0.3000])
     """
     probabilities = logits.double().softmax(dim=-1)
