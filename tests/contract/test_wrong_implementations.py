@@ -202,6 +202,7 @@ WRONG = [
         "parallel/tensor_parallel[cpu-float32]",
         "the gradient of hidden on rank 0: ",
     ),
+    ("loss", "ParallelWeightDetached", "parallel/tensor_parallel[cpu-float32]", "no gradient reaches weight"),
     ("loss", "ParallelSequenceForgotten", "parallel/sequence_parallel[cpu-float32]", "rank 0:\n"),
     ("kv_cache", "SlotOffByOne", "agreement/tokens[cpu-float32]", "what the query at "),
     ("kv_cache", "PaddingKept", "agreement/rows_right[cpu-float32]", "what the query at "),

@@ -113,3 +113,8 @@ class ParallelGradientNotSummed(ParallelRight):
 class ParallelSequenceForgotten(ParallelRight):
     def enter(self, hidden, ranks):
         return copy_to_ranks(hidden, ranks)
+
+
+class ParallelWeightDetached(ParallelRight):
+    def forward(self, hidden, weight, labels, bias=None, /):
+        return super().forward(hidden, weight.detach(), labels, bias)
