@@ -86,8 +86,9 @@ def test_model_computes_the_same_by_any_core_attention(kernel: str) -> None:
     torch.testing.assert_close(other(tokens), model(tokens), atol=1e-4, rtol=1e-4)
 
 
-def test_model_decodes_over_a_cache_as_it_reads_the_whole() -> None:
-    model = shaken(transom.build(spec(), mode="infer", dtype="float64"))
+@pytest.mark.parametrize("groups", [1, 4])
+def test_model_decodes_over_a_cache_as_it_reads_the_whole(groups: int) -> None:
+    model = shaken(transom.build(spec(num_query_groups=groups), mode="infer", dtype="float64"))
     tokens = torch.randint(64, (2, 12))
     whole = model(tokens)
     model.setup_caches(2)

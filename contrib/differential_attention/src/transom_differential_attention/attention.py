@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transom import AttentionMask
 from transom.transformer import parts
 from transom.transformer.module import Module
 from transom.transformer.utils import torch_dtype
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-    from transom import TransformerConfig
+    from transom import AttentionMask, TransformerConfig
     from transom.slots import Part, Parts
     from transom.slots.attention import AttentionBuilder, AttentionRequest, SelfAttention
     from transom.slots.kv_cache import LayerCache
@@ -223,9 +222,8 @@ class DifferentialAttention(Module):
             query, key = self.rotary(query, key, positions)
         if cache is not None:
             # The cache refuses to be used without positions, and says so better than a check here would.
-            key, value, lengths = cache.update(key, value, positions)  # type: ignore[arg-type]
-            assert positions is not None
-            mask = (AttentionMask() if mask is None else mask).for_cache(positions, lengths, key.shape[1])
+            key, value, _ = cache.update(key, value, positions)  # type: ignore[arg-type]
+            mask = cache.mask(mask)
         first, second = (self.core_attention(*each, mask=mask) for each in self._pairs(query, key, value))
         difference = first - self.scale() * second  # [b, s, n/2, 2·d], in the scale's float32
         attended = self.head_norm(difference) * (1 - self.scale.initial)

@@ -119,6 +119,7 @@ class ZetaLayer(ParallelBlock):
             attn_out=submodules.attn_out(shape.fused[0], shape.dim, tp_comm_buffer_name="attn_out", **row),
             ff_proj=submodules.ff_proj(shape.ff_inner, shape.dim, tp_comm_buffer_name="ff_out", **row),
             ff_dropout=options.ff_dropout,
+            cached_heads=config.num_query_groups,
             dtype=torch_dtype(config.params_dtype),
         )
         self.bias_dropout_add = submodules.bias_dropout_add(config)
@@ -167,7 +168,7 @@ class ZetaLayer(ParallelBlock):
             context: handed on; the layer does not read it.
             context_mask: is not read.
             positions: of the tokens, ``[s]`` or ``[b, s]``; `None` = 0 ... s-1.
-            cache: of one key/value head.
+            cache: of ``config.num_query_groups`` heads, of which one is read.
 
         Returns:
             the new hidden states ``[b, s, h]``, in float32 with ``config.fp32_residual_connection``; and the context.

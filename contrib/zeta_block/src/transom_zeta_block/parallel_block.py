@@ -93,6 +93,7 @@ class ParallelBlock(ShardedModule):
         attn_out: from n·d to dim.
         ff_proj: from ff_inner to dim.
         ff_dropout: probability of dropping an inner activation of the feed-forward half.
+        cached_heads: key/value heads that caches hold; the one is repeated as often.
         dtype: of the parameters that are not in the parts; `None` = torch's default.
 
     Source: Wang & Komatsuzaki 2021 (GPT-J) and Chowdhery et al. 2022 (PaLM), section 2, for the parallel halves; one
@@ -111,10 +112,12 @@ class ParallelBlock(ShardedModule):
         attn_out: Any,
         ff_proj: Any,
         ff_dropout: float,
+        cached_heads: int = 1,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.shape = shape
+        self.cached_heads = cached_heads
         self.norm = BiasFreeLayerNorm(shape.dim, shape.eps, dtype)
         for name in ("q_scale", "k_scale"):
             scale = nn.Parameter(torch.empty(shape.dim_head, dtype=dtype)) if shape.qk_rmsnorm else None
@@ -147,7 +150,7 @@ class ParallelBlock(ShardedModule):
             x: ``[b, s, dim]``.
             mask: who may attend to whom; `None` = everyone to everyone.
             positions: of the tokens, ``[s]`` or ``[b, s]``; `None` = 0 ... s-1. A cache needs them.
-            cache: of one key/value head.
+            cache: of ``cached_heads``.
             finetune: for queries, key and value, which see the normed x, and for attn_out, which sees the merged heads;
                 what they return is added.
 
@@ -161,10 +164,10 @@ class ParallelBlock(ShardedModule):
         key, value = _plus(key, lora_k, x).unsqueeze(2), _plus(value, lora_v, x).unsqueeze(2)  # [b, s, 1, d]
         query, key = self._prepare(query, key, positions, centre=x.shape[1] // 2 if cache is None else 0)
         if cache is not None:
+            repeated = (x.expand(-1, -1, self.cached_heads, -1) for x in (key, value))
             # The cache refuses to be used without positions, and says so better than a check here would.
-            key, value, lengths = cache.update(key, value, positions)  # type: ignore[arg-type]
-            assert positions is not None
-            mask = (AttentionMask() if mask is None else mask).for_cache(positions, lengths, key.shape[1])
+            key, value, _ = cache.update(*repeated, positions)  # type: ignore[call-arg, arg-type]
+            key, value, mask = key[:, :, :1], value[:, :, :1], cache.mask(mask)
         merged = self.attend(query, key, value, mask=mask).flatten(2)  # [b, s, n, d] -> [b, s, n·d]
         attended = _plus(_output(self.attn_out(merged)), lora_o, merged)
         return attended + _output(self.ff_out(ff))
