@@ -63,6 +63,7 @@ def parse_size(text: str) -> int:
 @click.option("--spec", help="The model of a state dict: a spec's file, a recipe, or the folder of such a model.")
 @click.option("--to", type=click.Choice(["hf", "transom"]), help="The form to write; else the one that SRC has not.")
 @click.option("--dtype", default=None, help="Dtype of the weights by torch's name; as they are unless given.")
+@click.option("--max-sequence-length", type=click.IntRange(min=1), help="Longest text, in place of the config.json's.")
 @click.option("--family", metavar="NAME", help="model_type of the config.json; else the first that computes the same.")
 @click.option(
     "--max-shard-size",
@@ -80,6 +81,7 @@ def command(
     spec: str | None,
     to: Literal["hf", "transom"] | None,
     dtype: str | None,
+    max_sequence_length: int | None,
     family: str | None,
     max_shard_size: int,
     as_json: bool,
@@ -92,7 +94,17 @@ def command(
     """
     from transom.pretrained.convert import convert
 
-    made = convert(source, target, form=form, spec=spec, to=to, dtype=dtype, family=family, shard_bytes=max_shard_size)
+    made = convert(
+        source,
+        target,
+        form=form,
+        spec=spec,
+        to=to,
+        dtype=dtype,
+        max_sequence_length=max_sequence_length,
+        family=family,
+        shard_bytes=max_shard_size,
+    )
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(made), default=str, indent=2))
     else:

@@ -112,6 +112,7 @@ def convert(
     spec: str | Path | Mapping[str, Any] | ModelSpec | None = None,
     to: Literal["hf", "transom"] | None = None,
     dtype: str | None = None,
+    max_sequence_length: int | None = None,
     family: str | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Converted:
@@ -125,6 +126,7 @@ def convert(
         target: the folder to write, which must not exist; it appears complete, or not at all.
         to: the form to write; `None` = the other one.
         dtype: of floating weights; `None` = as they are.
+        max_sequence_length: longest text, in place of that of a folder of Hugging Face's form.
         family: ``model_type`` to write, to Hugging Face's form; `None` = the first that computes the same.
         shard_bytes: most bytes in a file, in Hugging Face's form.
 
@@ -140,7 +142,7 @@ def convert(
     if target.exists():
         raise OutputError(f"{target} exists already, and nothing is overwritten.", path=target)
     form = form or ("hf" if is_hugging_face(source) else "transom")
-    opened = _open(Path(source), form, spec)
+    opened = _open(Path(source), form, spec, max_sequence_length)
     outlines = {name: _cast(outline, dtype) for name, outline in opened.outlines.items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     if (to or ("hf" if form == "transom" else "transom")) == "transom":
@@ -152,7 +154,9 @@ def convert(
     return Converted(target, written, len(outlines), size, names)
 
 
-def _open(path: Path, form: Form, spec: str | Path | Mapping[str, Any] | ModelSpec | None) -> _Source:
+def _open(
+    path: Path, form: Form, spec: str | Path | Mapping[str, Any] | ModelSpec | None, length: int | None
+) -> _Source:
     has_own_spec = form in ("hf", "transom")
     if has_own_spec == (spec is not None):
         what = "has a spec of its own, and another is given" if has_own_spec else "has no spec, and none is given"
@@ -161,7 +165,7 @@ def _open(path: Path, form: Form, spec: str | Path | Mapping[str, Any] | ModelSp
         )
     if spec is not None:
         return _from_state_dict(path, form, read_spec(spec))
-    return _from_hugging_face(path) if form == "hf" else _from_transom(path)
+    return _from_hugging_face(path, length) if form == "hf" else _from_transom(path)
 
 
 def _from_state_dict(path: Path, form: Form, spec: ModelSpec) -> _Source:
@@ -188,8 +192,8 @@ def _files(path: Path) -> list[Path]:
     raise CheckpointError(what, available=(".safetensors", ".pt", ".pth", ".bin"), path=path)
 
 
-def _from_hugging_face(path: Path) -> _Source:
-    opened = open_folder(path)
+def _from_hugging_face(path: Path, length: int | None) -> _Source:
+    opened = open_folder(path, max_sequence_length=length)
     made = plan(opened.spec, mode="infer")
     tensors = opened.canonical(_outlines(made))
     return _Source(

@@ -26,6 +26,7 @@ def from_pretrained(
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype | None = None,
     mode: Literal["train", "infer"] = "infer",
+    max_sequence_length: int | None = None,
 ) -> nn.Module:
     """Build the model that a folder describes, and load its weights straight into it.
 
@@ -35,6 +36,8 @@ def from_pretrained(
         device: where to build it.
         dtype: of its parameters; `None` = the folder's.
         mode: ``"infer"``: in evaluation mode, without gradients; or ``"train"``.
+        max_sequence_length: longest text, in place of the folder's. With learned positions there is a weight for each,
+            and no other length fits.
 
     Returns:
         the model, with its plan as ``model.plan``.
@@ -45,8 +48,8 @@ def from_pretrained(
         TransomError: whatever `transom.plan` and `transom.build` raise.
     """
     if not is_hugging_face(folder):
-        return _from_checkpoint(folder, use, device, dtype, mode)
-    opened = open_folder(folder)
+        return _from_checkpoint(folder, use, device, dtype, mode, max_sequence_length)
+    opened = open_folder(folder, max_sequence_length=max_sequence_length)
     made = plan(opened.spec, device=device, dtype=dtype, mode=mode, use=use)
     with leave_uninitialized():
         model = build(made, device=device, seed=0)
@@ -60,9 +63,11 @@ def _from_checkpoint(
     device: str | torch.device,
     dtype: str | torch.dtype | None,
     mode: Literal["train", "infer"],
+    length: int | None,
 ) -> nn.Module:
     opened = open_checkpoint(folder)
-    made = plan(load_spec(opened.manifest.spec), device=device, dtype=dtype, mode=mode, use=use)
+    spec = opened.manifest.spec | ({} if length is None else {"max_sequence_length": length})
+    made = plan(load_spec(spec), device=device, dtype=dtype, mode=mode, use=use)
     # A seed of its own leaves the caller's random numbers alone; the few weights it draws are replaced.
     with leave_uninitialized():
         model = build(made, device=device, seed=0)

@@ -64,6 +64,7 @@ ROTARY = Slot(
         "linear": "positions divided by a factor (Chen et al. 2023)",
         "llama3": "Llama 3.1's frequency-dependent scaling",
         "yarn": "YaRN (Peng et al. 2023)",
+        "longrope": "each frequency divided by a number of its own (Ding et al. 2024)",
         "xpos": "xPos decay of queries and keys (Sun et al. 2022)",
     },
     default="torch_rotary",

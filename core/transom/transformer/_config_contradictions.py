@@ -79,6 +79,9 @@ def _rope(c: TransformerConfig) -> Iterator[Rule]:
     yield "seq_len_interpolation_factor", both, "it cannot be combined with rope_scaling; choose one"
     rotated = int(c.kv_channels * c.rotary_percent)
     yield "rotary_percent", is_rope and rotated < 2, f"at least 2 of the head's {c.kv_channels} components must rotate"
+    divisors = None if c.rope_scaling is None else c.rope_scaling.frequency_divisors
+    one_each = divisors is not None and len(divisors) != rotated // 2
+    yield "rope_scaling", one_each, f"a divisor for each of the {rotated // 2} pairs that RoPE rotates is needed"
     what = "kv_channels" if c.rotary_percent == 1 else "rotary_percent"
     yield what, is_rope and rotated % 2 == 1, f"RoPE rotates pairs, and {rotated} components is an odd number"
 

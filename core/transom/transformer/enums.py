@@ -39,7 +39,7 @@ RecomputeMethod = Literal["uniform", "block"]
 RecomputeModule = Literal["core_attn", "mlp", "layernorm"]
 """What `selective` may name."""
 
-RopeScalingType = Literal["linear", "llama3", "yarn", "xpos"]
+RopeScalingType = Literal["linear", "llama3", "yarn", "longrope", "xpos"]
 """How rotary position embeddings are stretched."""
 
 SoftmaxType = Literal["vanilla", "off-by-one", "learnable"]

@@ -21,7 +21,8 @@ _BELONGS: Mapping[str, tuple[str, ...]] = {
     "high_freq_factor": ("llama3",),
     "beta_fast": ("yarn",),
     "beta_slow": ("yarn",),
-    "attention_factor": ("yarn",),
+    "attention_factor": ("yarn", "longrope"),
+    "frequency_divisors": ("longrope",),
     "mscale": ("yarn",),
     "mscale_all_dim": ("yarn",),
     "scale_base": ("xpos",),
@@ -36,14 +37,16 @@ class RopeScaling:
     Args:
         type: ``"linear"`` divides all of them by `factor` (Chen et al. 2023); ``"llama3"`` only the low ones, with a
             smooth transition (Llama 3.1); ``"yarn"`` likewise by the number of rotations (Peng et al. 2023);
-            ``"xpos"`` keeps them and lets queries and keys decay (Sun et al. 2022).
+            ``"longrope"`` divides each by a number of its own (Ding et al. 2024); ``"xpos"`` keeps them and lets
+            queries and keys decay (Sun et al. 2022).
         factor: how much longer the context becomes; at least 1.
         original_max_position_embeddings: the context the model was trained on, in tokens (llama3, yarn).
         low_freq_factor: llama3: wavelengths above original / this are scaled.
         high_freq_factor: llama3: wavelengths below original / this are kept.
         beta_fast: yarn: dimensions that rotate more often than this are kept.
         beta_slow: yarn: dimensions that rotate less often than this are scaled.
-        attention_factor: yarn: multiplies cosines and sines. `None` = 0.1 ln(factor) + 1.
+        attention_factor: multiplies cosines and sines. `None` = for yarn 0.1 ln(factor) + 1, for longrope 1.
+        frequency_divisors: longrope: one for each pair of components that is rotated.
         mscale: yarn: 0.1 mscale ln(factor) + 1 instead, over the same with `mscale_all_dim`.
         mscale_all_dim: see `mscale`.
         scale_base: xpos: tokens over which the decay is to the power of one.
@@ -64,6 +67,7 @@ class RopeScaling:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float | None = None
+    frequency_divisors: tuple[float, ...] | None = None
     mscale: float | None = None
     mscale_all_dim: float | None = None
     scale_base: float = 512.0
@@ -71,6 +75,8 @@ class RopeScaling:
     def __post_init__(self) -> None:
         if self.type not in get_args(RopeScalingType):
             self._refuse("type", "it is not one of those there are", available=get_args(RopeScalingType))
+        if isinstance(self.frequency_divisors, list):
+            object.__setattr__(self, "frequency_divisors", tuple(self.frequency_divisors))
         for field in dataclasses.fields(self)[1:]:
             if getattr(self, field.name) != field.default and self.type not in _BELONGS[field.name]:
                 fitting = [name for name, types in _BELONGS.items() if self.type in types]
@@ -102,7 +108,8 @@ class RopeScaling:
     def to_dict(self) -> dict[str, Any]:
         """Give the fields that are not at their defaults as plain data."""
         values = {f.name: (getattr(self, f.name), f.default) for f in dataclasses.fields(self)}
-        return {name: value for name, (value, default) in values.items() if value != default}
+        given = {name: value for name, (value, default) in values.items() if value != default}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
 
     def _check_number(self, name: str) -> None:
         value = getattr(self, name)
@@ -111,12 +118,27 @@ class RopeScaling:
             if self.type in _BELONGS[name] and not is_tokens:
                 self._refuse(name, f"type {self.type} needs the trained context, a whole number of tokens")
             return
+        if name == "frequency_divisors":
+            self._check_divisors()
+            return
         if value is None and name in _MAY_BE_NONE:
             return
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+        if not _is_positive(value):
             self._refuse(name, "a finite number above 0 is needed")
         if name == "factor" and value < 1:
             self._refuse(name, "a number of at least 1 is needed")
 
+    def _check_divisors(self) -> None:
+        if self.type != "longrope":
+            return
+        divisors = self.frequency_divisors
+        if not isinstance(divisors, tuple) or not all(map(_is_positive, divisors)):
+            self._refuse("frequency_divisors", "a list of numbers above 0, one a pair, is needed")
+
     def _refuse(self, name: str, right: str, *, available: Any = ()) -> None:
         refuse(name, getattr(self, name), right, available=available, inside=_INSIDE)
+
+
+def _is_positive(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and value > 0

@@ -152,7 +152,7 @@ def rotary_frequencies(
         D/2 frequencies, the highest first.
 
     Source: Su et al. 2021; linear: Chen et al. 2023; YaRN: Peng et al. 2023, section 3.2; Llama 3.1: the model's
-    published reference code.
+    published reference code; LongRoPE: Ding et al. 2024, equation 1.
 
     Example:
         >>> rotary_frequencies(4, 10000.0)
@@ -163,6 +163,8 @@ def rotary_frequencies(
         return plain
     if scaling.type == "linear":
         return [f / scaling.factor for f in plain]
+    if scaling.type == "longrope":
+        return [f / divisor for f, divisor in zip(plain, scaling.frequency_divisors or (), strict=True)]
     kept = _kept_by_llama3(plain, scaling) if scaling.type == "llama3" else _kept_by_yarn(rotary_dim, base, scaling)
     return [f * share + f / scaling.factor * (1 - share) for f, share in zip(plain, kept, strict=True)]
 
@@ -190,11 +192,11 @@ def _kept_by_yarn(rotary_dim: int, base: float, scaling: RopeScaling) -> list[fl
 
 
 def _amplitude(scaling: RopeScaling | None) -> float:
-    """YaRN's factor of cosines and sines, which tempers the softmax."""
+    """The factor of cosines and sines, which tempers the softmax."""
+    if scaling is not None and scaling.attention_factor is not None:
+        return scaling.attention_factor
     if scaling is None or scaling.type != "yarn":
         return 1.0
-    if scaling.attention_factor is not None:
-        return scaling.attention_factor
 
     def grown(weight: float) -> float:
         return 0.1 * weight * math.log(scaling.factor) + 1.0

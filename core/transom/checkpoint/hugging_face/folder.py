@@ -122,11 +122,12 @@ def is_hugging_face(path: str | Path) -> bool:
     return (Path(path) / CONFIG).is_file()
 
 
-def open_folder(path: str | Path) -> HuggingFaceFolder:
+def open_folder(path: str | Path, *, max_sequence_length: int | None = None) -> HuggingFaceFolder:
     """Read the config of a folder, and what it means.
 
     Args:
         path: the folder.
+        max_sequence_length: longest text, in place of the config's.
 
     Returns:
         the folder; its weights are opened when they are asked for.
@@ -136,10 +137,12 @@ def open_folder(path: str | Path) -> HuggingFaceFolder:
         ConfigError: it describes what cannot be.
     """
     path = Path(path)
-    settings = read_settings(path)
+    settings = read_settings(path, max_sequence_length=max_sequence_length)
     family = family_of(settings)
     fields = family.to_spec(settings)
     fields["name"] = "".join(c if c.isprintable() else "_" for c in path.resolve().name)[:200] or family.model_type
+    if max_sequence_length is not None:
+        fields["max_sequence_length"] = max_sequence_length
     for config in {"config", "encoder_config"} & fields.keys():
         fields[config]["params_dtype"] = _dtype(settings, path)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from transom.checkpoint.hugging_face.family import Family
@@ -18,14 +20,55 @@ if TYPE_CHECKING:
 __all__ = ["PHI3"]
 
 
+_LONG = ("longrope", "su", "yarn")
+"""What the one scaling was called over time."""
+
+
 def _read(settings: Settings) -> dict[str, Any]:
     size = settings.get("sliding_window")
     layers = ["sliding_attention"] * (settings.get("num_hidden_layers") or 0)
-    return read_rope(settings, is_partial=True) | ({} if size is None else read_windows(settings, size, layers))
+    scaling = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind in _LONG:
+        plain = {name: value for name, value in scaling.items() if name in ("rope_theta", "partial_rotary_factor")}
+        rope = read_rope(settings.replace(rope_scaling=None, rope_parameters=plain), is_partial=True)
+        rope["rope_scaling"] = _read_long(settings, scaling)
+    else:
+        settings.must_be("rope_type", "default", kind, "there are default and longrope")
+        rope = read_rope(settings, is_partial=True)
+    return rope | ({} if size is None else read_windows(settings, size, layers))
+
+
+def _read_long(settings: Settings, scaling: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Read a scaling whose divisors depend on the length of the text: up to the trained length they are the short ones.
+
+    Beyond it, the first tokens would have to be computed anew when the text outgrows that length.
+    """
+    most = settings.get("max_position_embeddings", 4096)
+    trained = settings.get("original_max_position_embeddings", scaling.get("original_max_position_embeddings", most))
+    if (settings.max_sequence_length or most) > trained:
+        settings.problems.append(
+            f"rope_type is longrope: other frequencies hold in texts longer than {trained} tokens; "
+            f"give max_sequence_length={trained} for those that are not"
+        )
+    factor = scaling.get("factor") or most / trained
+    usual = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(trained))
+    return {
+        "type": "longrope",
+        "frequency_divisors": scaling.get("short_factor"),
+        "attention_factor": scaling.get("attention_factor") or usual,
+    }
 
 
 def _write(spec: ModelSpec) -> dict[str, Any]:
-    return write_rope(spec.config) | {"sliding_window": width(spec.config)}
+    scaling, window = spec.config.rope_scaling, {"sliding_window": width(spec.config)}
+    settings = write_rope(spec.config) | window | {"original_max_position_embeddings": spec.max_sequence_length}
+    if scaling is None or scaling.type != "longrope":
+        return settings
+    divisors = list(scaling.frequency_divisors or ())
+    factor = 1.0 if scaling.attention_factor is None else scaling.attention_factor
+    long = {"rope_type": "longrope", "type": "longrope", "short_factor": divisors, "long_factor": divisors}
+    return settings | {"rope_scaling": long | {"attention_factor": factor}}
 
 
 def _rules(spec: ModelSpec) -> list[Rule]:

@@ -23,12 +23,20 @@ class Settings:
     Args:
         values: the fields.
         source: where they were read from, for messages.
+        max_sequence_length: the longest text that the caller asks for; `None` = that of the config.
     """
 
-    def __init__(self, values: Mapping[str, Any], source: str) -> None:
+    def __init__(self, values: Mapping[str, Any], source: str, *, max_sequence_length: int | None = None) -> None:
         self.values = dict(values)
         self.source = source
+        self.max_sequence_length = max_sequence_length
         self.problems: list[str] = []
+
+    def replace(self, **values: Any) -> Settings:
+        """Return settings with other values in some fields; problems are noted in both."""
+        other = Settings(self.values | values, self.source, max_sequence_length=self.max_sequence_length)
+        other.problems = self.problems
+        return other
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return a field; the default where it is absent or null. Without a default one is missed."""
@@ -69,8 +77,12 @@ class Settings:
             )
 
 
-def read_settings(folder: Path) -> Settings:
+def read_settings(folder: Path, *, max_sequence_length: int | None = None) -> Settings:
     """Read a folder's ``config.json``.
+
+    Args:
+        folder: the folder.
+        max_sequence_length: as for `Settings`.
 
     Raises:
         CheckpointError: there is none, or it is not a mapping in JSON.
@@ -86,7 +98,7 @@ def read_settings(folder: Path) -> Settings:
         raise CheckpointError(f"{path} is not JSON: {error}.", folder=folder) from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds no mapping.", folder=folder)
-    return Settings(values, str(path))
+    return Settings(values, str(path), max_sequence_length=max_sequence_length)
 
 
 def _is_hashable(value: Any) -> bool:

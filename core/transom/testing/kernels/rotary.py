@@ -29,6 +29,9 @@ _ROUNDING = 2e-3  # radians, of position times frequency in float32, that far aw
 
 _LLAMA3 = RopeScaling(type="llama3", factor=8.0, original_max_position_embeddings=64)
 _YARN = RopeScaling(type="yarn", factor=4.0, original_max_position_embeddings=64, beta_fast=8.0)
+_LONGROPE = RopeScaling(
+    type="longrope", frequency_divisors=tuple(1.0 + 0.5 * i for i in range(_D // 2)), attention_factor=1.2
+)
 _XPOS = RopeScaling(type="xpos", scale_base=32.0)
 
 
@@ -75,7 +78,7 @@ def _calls(style: str) -> Iterator[_Call]:
     yield _Call(f"{style}_interpolated", "positions are divided by a factor", style, "linear", config=factor)
     linear = {"rope_scaling": RopeScaling(type="linear", factor=4.0)}
     yield _Call(f"{style}_linear", "frequencies are divided by a factor", style, "linear", one_row, config=linear)
-    for scaling in (_LLAMA3, _YARN, _XPOS):
+    for scaling in (_LLAMA3, _YARN, _LONGROPE, _XPOS):
         kind = scaling.type
         yield _Call(f"{style}_{kind}", f"{kind} agrees", style, kind, one_row, config={"rope_scaling": scaling})
 
@@ -174,6 +177,8 @@ def _frequencies(call: _Call) -> tuple[Tensor, float]:
         return plain, 1.0
     if scaling.type == "linear":
         return plain / scaling.factor, 1.0
+    if scaling.type == "longrope":
+        return plain / torch.tensor(scaling.frequency_divisors, dtype=torch.float64), scaling.attention_factor or 1.0
     amplitude = 0.1 * math.log(scaling.factor) + 1 if scaling.type == "yarn" else 1.0
     kept = (_kept_by_yarn if scaling.type == "yarn" else _kept_by_llama3)(plain, scaling)
     return plain * kept + plain / scaling.factor * (1 - kept), amplitude
