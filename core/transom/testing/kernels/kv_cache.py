@@ -167,8 +167,8 @@ def _one(
     if not seen:
         return query.new_zeros(_N, scenario.value_head_size)
     keys, values = (torch.stack(each).repeat_interleave(_N // _G, dim=1) for each in zip(*seen, strict=True))
-    weights = (torch.einsum("nd,tnd->nt", query, keys) / math.sqrt(_D)).softmax(dim=-1)
-    return torch.einsum("nt,tnd->nd", weights, values)
+    weights = (torch.einsum("hd,thd->ht", query, keys) / math.sqrt(_D)).softmax(dim=-1)
+    return torch.einsum("ht,thd->hd", weights, values)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -> Tensor:
