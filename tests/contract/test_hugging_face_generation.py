@@ -188,3 +188,67 @@ def test_filters_together_leave_what_theirs_leave(llama: Saved) -> None:
     asked = transformers.GenerationConfig(do_sample=True, **settings)
     processors = llama.theirs._get_logits_processor(asked, input_ids_seq_length=ids.shape[1])
     torch.testing.assert_close(Sampling(**settings).filtered(logits, seen), processors(ids, logits))
+
+
+READ = [[5, 6, 7, 8, 9, 2], [11, 2], [3, 4, 30, 2]]
+T5 = {"d_model": 32, "d_ff": 48, "d_kv": 8, "num_layers": 2, "num_heads": 4, "initializer_factor": 4.0}
+
+
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory: Any) -> Any:
+    """A T5 of transformers, and the same one of ours."""
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        vocab_size=VOCAB, decoder_start_token_id=0, pad_token_id=PADDING, eos_token_id=2, **T5
+    )
+    theirs = transformers.T5ForConditionalGeneration(config).eval()
+    folder = tmp_path_factory.mktemp("t5")
+    theirs.save_pretrained(folder)
+    return theirs, transom.from_pretrained(folder)
+
+
+def told_by_t5(model: Any, **settings: Any) -> Any:
+    longest = max(map(len, READ))
+    ids = torch.tensor([row + [PADDING] * (longest - len(row)) for row in READ])
+    keep = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in READ])
+    told = model.generate(
+        ids,
+        attention_mask=keep,
+        max_new_tokens=NEW_TOKENS,
+        return_dict_in_generate=True,
+        output_scores=True,
+        do_sample=False,
+        **settings,
+    )
+    told.sequences = told.sequences[:, 1:]
+    return told
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_what_t5_writes_is_theirs(t5: Any, use_cache: bool) -> None:
+    theirs, ours = t5
+    for penalty in (1.0, 1.5):
+        settings = GenerationSettings(
+            greedy=True,
+            max_new_tokens=NEW_TOKENS,
+            start_id=0,
+            eos_ids=(2,),
+            repetition_penalty=penalty,
+            use_cache=use_cache,
+        )
+        expected = told_by_t5(theirs, repetition_penalty=penalty).sequences.tolist()
+        for row, made in zip(expected, generate(ours, READ, settings), strict=True):
+            assert without_padding(row, len(made.tokens)) == made.tokens
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_beams_of_t5_are_theirs(t5: Any, use_cache: bool) -> None:
+    theirs, ours = t5
+    settings = {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 1.5, "repetition_penalty": 1.5}
+    told = told_by_t5(theirs, **settings)
+    asked = BeamSettings(max_new_tokens=NEW_TOKENS, start_id=0, eos_ids=(2,), use_cache=use_cache, **settings)
+    found = [beam for beams in beam_search(ours, READ, asked) for beam in beams]
+    for row, beam in zip(told.sequences.tolist(), found, strict=True):
+        assert without_padding(row, len(beam.tokens)) == beam.tokens
+    scores = torch.tensor([beam.score for beam in found])
+    torch.testing.assert_close(scores, told.sequences_scores, rtol=1e-4, atol=1e-4)
