@@ -80,7 +80,7 @@ def test_diagnose_puts_what_is_wrong_before_notes(site, examine, make_card, prob
 def test_diagnose_notes_once_all_that_keeps_a_promise_from_holding_here(site, examine, make_card):
     _install(site, "far", make_card("norm.far", requires=["no-such>=2"], devices=["abacus"], install="pip install it"))
     (note,) = examine().findings
-    assert (note.level, note.hint) == ("note", None)
+    assert (note.level, note.hint) == ("note", "pip install it; on a machine with abacus")
     assert note.what == (
         "cannot serve here: it requires no-such>=2, which is not installed (requires); "
         "it runs on abacus; this machine has cpu (hardware)"

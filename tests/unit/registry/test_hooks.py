@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from transom.errors import AmbiguousNameError, HookError, PluginImportError, PolicyError, SpecError
@@ -167,6 +168,67 @@ def test_load_raises_what_the_import_raises(registry):
     with pytest.raises(PluginImportError, match=r"the hook gone \(other-hooks 1.0\) cannot be imported") as caught:
         _find(registry, "gone").load()
     assert (caught.value.slot, caught.value.name) == ("hooks", "gone")
+
+
+OPTIONS = """
+from dataclasses import dataclass
+from transom import hookimpl
+
+class Base:
+    @hookimpl
+    def transom_doctor(self):
+        return [str(self.options.by)]
+
+class Scale(Base):
+    @dataclass
+    class Options:
+        by: int
+
+    def __init__(self, options):
+        self.options = options
+
+class Plain(Scale):
+    class Options: ...
+
+class Deaf(Base):
+    @dataclass
+    class Options: ...
+"""
+
+
+@pytest.fixture
+def scaling(site):
+    points = {"scale": "Scale", "plain": "Plain", "deaf": "Deaf"}
+    site.install("acme-scale", {"hooks": points}, code=OPTIONS)
+    return Registry(scan([str(site.root)]))
+
+
+def test_class_is_made_with_its_options(scaling):
+    hook = _find(scaling, "scale")
+    typed = replace(hook, options=hook.imported().Options(by=3))
+    assert typed.load().call("transom_doctor") == ["3"]
+
+
+def test_examine_needs_no_options(scaling, registry):
+    _find(scaling, "scale").examine()
+    _find(registry, "counts").examine()
+    with pytest.raises(HookError, match="marks no function with"):
+        _find(registry, "nothing").examine()
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("plain", "has `Options` that is neither a dataclass nor a msgspec.Struct"),
+        ("deaf", "has `Options`, and cannot be made with `options=` alone"),
+    ],
+)
+def test_class_that_does_not_keep_its_options_is_refused(scaling, name, complaint):
+    hook = _find(scaling, name)
+    for attempt in (hook.examine, replace(hook, options=3).load):
+        with pytest.raises(HookError, match=re.escape(complaint)) as caught:
+            attempt()
+        assert caught.value.hook == f"acme-scale/{name}"
 
 
 def test_error_names_the_hook(registry):
