@@ -14,6 +14,7 @@ import torch
 import transom
 from torch import Tensor, nn
 from transom.checkpoint.hugging_face.folder import open_folder
+from transom.errors import CheckpointError
 from transom.inference.generate import generate
 from transom.inference.settings import GenerationSettings
 from transom.pretrained.convert import convert
@@ -183,3 +184,19 @@ def test_swapping_implementations_changes_no_logits(saved: Saved) -> None:
     assert "torch_linear" not in chosen
     plain = transom.from_pretrained(saved.folder, use={"core_attention": "dot_product", "linear": "torch_linear"})
     torch.testing.assert_close(got(tokens()), plain(tokens()), rtol=0, atol=1e-4)
+
+
+def test_phi3_with_longrope_agrees_up_to_the_trained_length(tmp_path: Path) -> None:
+    short, long = [1.0, 1.5, 2.0, 3.0], [4.0, 4.5, 5.0, 6.0]
+    options = GROUPED | rope("longrope", short_factor=short, long_factor=long)  # type: ignore[arg-type]
+    theirs = made("Phi3", options | {"original_max_position_embeddings": LENGTH})
+    theirs.save_pretrained(tmp_path / "theirs")
+    with pytest.raises(CheckpointError, match=f"give max_sequence_length={LENGTH} for those that are not"):
+        transom.from_pretrained(tmp_path / "theirs")
+    ours = transom.from_pretrained(tmp_path / "theirs", max_sequence_length=LENGTH)
+    expected = theirs(tokens(), use_cache=False).logits
+    torch.testing.assert_close(ours(tokens()), expected, rtol=0, atol=1e-4)
+    convert(tmp_path / "theirs", tmp_path / "ours", max_sequence_length=LENGTH)
+    convert(tmp_path / "ours", tmp_path / "again")
+    again = type(theirs).from_pretrained(tmp_path / "again", attn_implementation="eager")
+    assert torch.equal(again(tokens(), use_cache=False).logits, expected)

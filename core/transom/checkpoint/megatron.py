@@ -21,6 +21,11 @@ _FUSED = {
     "pre_mlp_layernorm": "mlp.linear_fc1.layer_norm_",
 }
 """Norms that TransformerEngine's modules hold together with the linear after them."""
+_SECOND_NAMES = {
+    "embedding.position_embeddings.weight": "position_embeddings.weight",
+    "lm_head.output_layer.weight": "output_layer.weight",
+}
+"""What T5 gives under a second name too."""
 _LEFT_OUT = ("_extra_state", "rotary_pos_emb.inv_freq")
 
 
@@ -34,9 +39,9 @@ def megatron_names(names: Collection[str]) -> dict[str, str]:
         the names that `megatron_layout` knows, and those in the state dict.
     """
     bare = {re.sub(r"^(module\.)+", "", name): name for name in names if not name.endswith(_LEFT_OUT)}
-    # T5 gives its table of positions under a second name too.
-    if "embedding.position_embeddings.weight" in bare:
-        bare.pop("position_embeddings.weight", None)
+    for owner, second in _SECOND_NAMES.items():
+        if owner in bare:
+            bare.pop(second, None)
     return bare
 
 
