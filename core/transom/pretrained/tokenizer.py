@@ -12,6 +12,7 @@ from transom.checkpoint.hugging_face.settings import CONFIG
 from transom.checkpoint.store import open_checkpoint
 from transom.errors import CheckpointError
 from transom.pretrained.convert import ORIGINAL
+from transom.specs.train_spec import START
 from transom.text.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = ["SpecialIds", "special_ids", "tokenizer_of"]
@@ -66,18 +67,20 @@ def special_ids(folder: str | Path) -> SpecialIds:
         folder: as for `tokenizer_of`.
 
     Returns:
-        the ids; none for a model that a run trained.
+        the ids; of a model that a run trained, what an encoder-decoder's text begins with.
 
     Raises:
         CheckpointError: there is no model, or a file that says so is damaged.
     """
     folder = Path(folder)
+    found: dict[str, Any] = {}
     if is_hugging_face(folder):
         files = [folder / name for name in (CONFIG, _GENERATION) if (folder / name).is_file()]
     else:
         opened = open_checkpoint(folder)
         files = [opened.file(name) for name in (ORIGINAL, _GENERATION) if name in opened.manifest.files]
-    found: dict[str, Any] = {}
+        if opened.manifest.spec.get("train", {}).get("objective") == "span_corruption":
+            found["decoder_start_token_id"] = START
     for path in files:  # what is said of generation goes before what is said of the model
         found |= {name: value for name, value in _mapping(path).items() if value is not None}
     ends = found.get("eos_token_id", [])

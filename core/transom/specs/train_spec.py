@@ -7,7 +7,10 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["TrainSpec"]
+__all__ = ["START", "TrainSpec"]
+
+START = 0
+"""The id with which everything begins that is written by a model which learned by span corruption."""
 
 
 class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

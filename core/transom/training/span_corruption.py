@@ -11,14 +11,12 @@ import torch
 from torch import Tensor
 
 from transom.errors import SpecError
+from transom.specs.train_spec import START
 from transom.training.split_mix import Hashes, hashed
 
 __all__ = ["SpanCorruption"]
 
 Ids = np.ndarray[tuple[int], np.dtype[np.int64]]
-
-START = 0
-"""The id that the decoder begins with."""
 
 
 @final

@@ -12,6 +12,7 @@ import transom
 from torch import nn
 from torch.nn import functional as F
 from transom.errors import DataError, SpecError
+from transom.pretrained.tokenizer import special_ids
 from transom.training.objective import FillSpans, NextToken, check_objective, objective_of
 from transom.training.run import train
 
@@ -71,6 +72,7 @@ def test_a_short_training_of_a_t5_lowers_the_loss(tmp_path):
     assert result.loss < 0.75 * first
     assert result.validation_loss < 0.75 * first
     assert result.bigram_loss is None
+    assert special_ids(tmp_path / "run").start == 0
 
 
 @pytest.mark.parametrize(

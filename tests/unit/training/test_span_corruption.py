@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transom.errors import SpecError
-from transom.training.span_corruption import START, SpanCorruption
+from transom.specs.train_spec import START
+from transom.training.span_corruption import SpanCorruption
 
 V = 1000
 
