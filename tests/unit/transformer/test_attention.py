@@ -72,6 +72,31 @@ def close(got: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("normalization", ["RMSNorm", "LayerNorm"])
+def test_self_attention_norms_all_heads_together_when_asked(
+    normalization: str, x: Tensor, small_config: Any, build: Any
+) -> None:
+    """As OLMo 2 does: one mean over all queries of a token, another over its keys."""
+    fields = {"qk_layernorm": True, "qk_layernorm_across_heads": True, "normalization": normalization}
+    attention = build("self_attention", small_config(num_query_groups=2, **ROPE, **F64, **fields))
+    assert (attention.q_layernorm.weight.shape, attention.k_layernorm.weight.shape) == ((N * D,), (2 * D,))
+    with torch.no_grad():
+        attention.q_layernorm.weight.uniform_(0.5, 2.0)
+        attention.k_layernorm.weight.uniform_(0.5, 2.0)
+
+    def norm(heads: Tensor, module: Any) -> Tensor:
+        flat = heads.flatten(2)
+        if normalization == "RMSNorm":
+            return (unit(flat) * module.weight).view_as(heads)
+        return (F.layer_norm(flat, flat.shape[-1:]) * module.weight + module.bias).view_as(heads)
+
+    def prepare(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        return rotate(norm(query, attention.q_layernorm)), rotate(norm(key, attention.k_layernorm))
+
+    got, _ = attention(x, mask=AttentionMask(causal=True))
+    close(got, by_hand(attention, x, 2, prepare=prepare))
+
+
 @pytest.fixture
 def x() -> Tensor:
     torch.manual_seed(1)

@@ -51,6 +51,19 @@ def test_layer_is_its_equations_when_norms_come_and_go(
     torch.testing.assert_close(layer(x, mask=CAUSAL)[0], by_hand(layer, x), rtol=0, atol=1e-12)
 
 
+def test_layer_with_a_parallel_residual_gives_its_mlp_what_attention_got(
+    x: Tensor, small_config: Any, build: Any
+) -> None:
+    """``x + attn(norm(x)) + mlp(norm(x))``, with a norm for each, as in GPT-NeoX."""
+    layer = build("layer", small_config(parallel_residual=True, **F64))
+    with torch.no_grad():
+        layer.pre_mlp_layernorm.weight.uniform_(0.5, 2.0)
+    attended, attention_bias = layer.self_attention(layer.input_layernorm(x), mask=CAUSAL)
+    inner, mlp_bias = layer.mlp(layer.pre_mlp_layernorm(x))
+    expected = x + attended + attention_bias + inner + mlp_bias
+    torch.testing.assert_close(layer(x, mask=CAUSAL)[0], expected, rtol=0, atol=1e-12)
+
+
 def test_layer_reads_the_context_between_attention_and_mlp(x: Tensor, small_config: Any, build: Any) -> None:
     layer = build("layer", small_config(**F64), cross_attention=True)
     context = torch.randn(2, 3, 32, dtype=torch.float64)
