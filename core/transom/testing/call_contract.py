@@ -124,7 +124,7 @@ def unmet_calls(files: Iterable[Path], names: Names) -> tuple[str, ...]:
     """Say which imports and calls in a plugin's source the record does not allow; empty = none.
 
     What is imported from a recorded package must be recorded. A call of it, of what its constructor gave (under the
-    name it was assigned to), or of a method of that, must fit the signature. Arguments that are unpacked with ``**``
+    name it was assigned to, or of an argument that is annotated so), or of a method of that, must fit the signature. Arguments that are unpacked with ``**``
     cannot be read and are a complaint.
 
     Args:
@@ -174,6 +174,11 @@ class _File:
             known[alias.asname or as_is] = whole if alias.asname or isinstance(node, ast.ImportFrom) else as_is
 
     def _constructed(self, node: ast.AST, known: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+        if isinstance(node, ast.arg) and node.annotation is not None:
+            target = self._dotted(node.annotation, known)
+            if target in self.names:
+                yield node.arg, target
+            return
         if not isinstance(node, ast.Assign | ast.AnnAssign) or not isinstance(node.value, ast.Call):
             return
         target = self._dotted(node.value.func, known)

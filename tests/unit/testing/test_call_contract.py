@@ -89,6 +89,8 @@ def test_record_raises_when_a_name_is_gone():
         ("from acme import NormFunction\nNormFunction.apply(x, 1e-6)", None),
         ("from acme import NormFunction\nNormFunction.apply(x, eps=1)", "2: NormFunction.apply takes no argument 'eps'"),  # noqa: E501
         ("from acme import Recipe\nRecipe(margin=0, amax='most_recent')", None),
+        ("from acme import Linear\ndef run(l: Linear, x):\n    return l(x, first=True), l.backward_dw()", None),
+        ("from acme import Linear\ndef run(l: Linear, x):\n    return l(x, second=True)", "3: l takes no argument 'second'"),  # noqa: E501
         ("from acme import Recipe\nRecipe()", "2: Recipe lacks the argument 'margin'"),
         ("from other import attend\nattend()", None),
     ],

@@ -61,7 +61,11 @@ class FlashVersion:
         if reasons or request.context.device != "cuda":
             return reasons
         failure = _import_failure(self.module)
-        return () if failure is None else (f"{self.distribution} {found} cannot be imported: {failure}",)
+        if failure is None:
+            return ()
+        return (
+            f"{self.distribution} {found} cannot be imported: {failure}; install it anew for the torch that is here",
+        )
 
     def __str__(self) -> str:
         return f"FlashAttention {self.number} ({self.distribution} {self.installed})"

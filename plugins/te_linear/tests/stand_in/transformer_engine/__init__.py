@@ -1,0 +1,1 @@
+"""Transformer Engine by plain torch, on any device: what its modules document."""

@@ -1,0 +1,184 @@
+"""Norms and linears."""
+
+from __future__ import annotations
+
+import queue
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn import Parameter
+
+from .ops import FUNCTIONS
+
+active = []
+"""The recipes of the autocasts around, the innermost last."""
+
+seen = []
+"""The recipe of each forward pass."""
+
+
+class Base(nn.Module):
+    def get_extra_state(self):
+        return torch.tensor(list(b"pickled scales"), dtype=torch.uint8)
+
+    def set_extra_state(self, state):
+        raise RuntimeError("refuses to load unless an unsafe-pickle variable is set")
+
+    def fill(self, name, shape, dtype, device):
+        self.register_parameter(name, Parameter(torch.full(shape, torch.nan, dtype=dtype, device=device)))
+
+    def note(self):
+        seen.append(active[-1] if active else None)
+
+
+class _Later(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, store):
+        ctx.save_for_backward(x, weight)
+        ctx.store = store
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        ctx.store.put((x.detach(), grad))
+        return grad @ weight, None, None, None
+
+
+class Linear(Base):
+    def __init__(self, in_features, out_features, sequence_parallel=False, tp_group=None, tp_size=1, bias=True,
+                 return_bias=False, params_dtype=None, parallel_mode=None, device="cuda", ub_overlap_ag=False,
+                 ub_overlap_rs=False, ub_name=None, delay_wgrad_compute=False):  # fmt: skip
+        super().__init__()
+        assert parallel_mode in ("column", "row")
+        assert tp_size == 1
+        assert not sequence_parallel
+        self.fill("weight", (out_features, in_features), params_dtype, device)
+        if bias:
+            self.fill("bias", (out_features,), params_dtype, device)
+        else:
+            self.bias = torch.Tensor().to(dtype=params_dtype)
+        self.use_bias, self.return_bias = bias, return_bias
+        self.store = queue.Queue() if delay_wgrad_compute else None
+
+    def forward(self, inp, is_first_microbatch=None):
+        self.note()
+        bias = self.bias if self.use_bias and not self.return_bias else None
+        if self.store is None:
+            out = F.linear(inp, self.weight, bias)
+        else:
+            out = _Later.apply(inp, self.weight, bias, self.store)
+        return (out, self.bias) if self.return_bias else out
+
+    def __deepcopy__(self, memo):
+        made = self.__class__.__new__(self.__class__)
+        nn.Module.__init__(made)
+        memo[id(self)] = made
+        import copy
+
+        for name, value in self.__dict__.items():
+            made.__dict__[name] = queue.Queue() if name == "store" and value else copy.deepcopy(value, memo)
+        return made
+
+    def __getstate__(self):
+        return self.__dict__ | {"store": None if self.store is None else "store"}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state | {"store": queue.Queue() if state["store"] else None})
+
+    def backward_dw(self):
+        if self.store is None:
+            return
+        if self.store.empty():
+            raise RuntimeError("Pop empty queue.")
+        x, grad = self.store.get()
+        self.weight.grad = grad.flatten(0, -2).T @ x.flatten(0, -2)
+
+
+def _norm(x, weight, bias, kind, eps, zero_centered):
+    wide = x.float()
+    scale = weight.float() + (1.0 if zero_centered else 0.0)
+    if kind == "RMSNorm":
+        return F.rms_norm(wide, scale.shape, scale, eps).to(x.dtype)
+    return F.layer_norm(wide, scale.shape, scale, bias.float(), eps).to(x.dtype)
+
+
+class _Norm(Base):
+    kind = "LayerNorm"
+
+    def __init__(self, normalized_shape=None, eps=1e-5, zero_centered_gamma=False, **kwargs):
+        super().__init__()
+        self.fill("weight", (normalized_shape,), kwargs["dtype"], kwargs["device"])
+        if self.kind == "LayerNorm":
+            self.fill("bias", (normalized_shape,), kwargs["dtype"], kwargs["device"])
+        self.eps, self.zero_centered = eps, zero_centered_gamma
+
+    def forward(self, x):
+        assert x.dtype == self.weight.dtype
+        bias = self.bias if self.kind == "LayerNorm" else None
+        return _norm(x, self.weight, bias, self.kind, self.eps, self.zero_centered)
+
+
+class LayerNorm(_Norm):
+    pass
+
+
+class RMSNorm(_Norm):
+    kind = "RMSNorm"
+
+
+class LayerNormLinear(Base):
+    def __init__(self, in_features, out_features, eps=1e-5, sequence_parallel=False, tp_group=None, tp_size=1,
+                 bias=True, normalization="LayerNorm", return_bias=False, params_dtype=None, parallel_mode=None,
+                 zero_centered_gamma=False, device="cuda", ub_overlap_ag=False, ub_name=None,
+                 delay_wgrad_compute=False):  # fmt: skip
+        super().__init__()
+        self.fill("layer_norm_weight", (in_features,), params_dtype, device)
+        self.layer_norm_bias = None
+        if normalization == "LayerNorm":
+            del self.layer_norm_bias
+            self.fill("layer_norm_bias", (in_features,), params_dtype, device)
+        self.fill("weight", (out_features, in_features), params_dtype, device)
+        if bias:
+            self.fill("bias", (out_features,), params_dtype, device)
+        else:
+            self.bias = torch.Tensor().to(dtype=params_dtype)
+        self.told = (normalization, eps, zero_centered_gamma)
+        self.use_bias, self.return_bias = bias, return_bias
+
+    def forward(self, inp, is_first_microbatch=None):
+        self.note()
+        x = _norm(inp, self.layer_norm_weight, self.layer_norm_bias, *self.told)
+        out = F.linear(x, self.weight, self.bias if self.use_bias and not self.return_bias else None)
+        return (out, self.bias) if self.return_bias else out
+
+
+class LayerNormMLP(Base):
+    def __init__(self, hidden_size, ffn_hidden_size, eps=1e-5, sequence_parallel=False, return_bias=False,
+                 tp_group=None, tp_size=1, bias=True, normalization="LayerNorm", activation="gelu", params_dtype=None,
+                 set_parallel_mode=False, zero_centered_gamma=False, device="cuda",
+                 delay_wgrad_compute=False):  # fmt: skip
+        super().__init__()
+        self.fill("layer_norm_weight", (hidden_size,), params_dtype, device)
+        self.layer_norm_bias = None
+        if normalization == "LayerNorm":
+            del self.layer_norm_bias
+            self.fill("layer_norm_bias", (hidden_size,), params_dtype, device)
+        gated = activation.endswith("glu")
+        self.fill("fc1_weight", ((2 if gated else 1) * ffn_hidden_size, hidden_size), params_dtype, device)
+        self.fill("fc2_weight", (hidden_size, ffn_hidden_size), params_dtype, device)
+        if bias:
+            self.fill("fc1_bias", ((2 if gated else 1) * ffn_hidden_size,), params_dtype, device)
+            self.fill("fc2_bias", (hidden_size,), params_dtype, device)
+        else:
+            self.fc1_bias = self.fc2_bias = torch.Tensor().to(dtype=params_dtype)
+        self.told = (normalization, eps, zero_centered_gamma)
+        self.activation, self.use_bias = activation, bias
+        assert return_bias
+
+    def forward(self, inp, is_first_microbatch=None):
+        self.note()
+        x = _norm(inp, self.layer_norm_weight, self.layer_norm_bias, *self.told)
+        x = FUNCTIONS[self.activation](F.linear(x, self.fc1_weight, self.fc1_bias if self.use_bias else None))
+        return F.linear(x, self.fc2_weight), self.fc2_bias

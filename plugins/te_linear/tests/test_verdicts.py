@@ -1,0 +1,199 @@
+"""What is said of every state of Transformer Engine that can occur, each made on disk."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+
+import pytest
+import transom
+from transom import BuildContext
+from transom.registry.policy import Policy
+from transom.registry.registry import default_registry
+from transom.registry.verdict import judge
+from transom.slots import SLOTS
+from transom.slots.layer import LayerRequest
+from transom.testing.requests import plain_request
+from transom.testing.subject import config_for
+
+H100 = BuildContext(device="cuda", dtype="bfloat16", compute_capability=(9, 0))
+NAMES = {
+    "column_linear": "te_linear",
+    "row_linear": "te_linear",
+    "norm": "te_norm",
+    "activation": "te_activation",
+    "core_attention": "te_attention",
+    "layer": "te_layer",
+}
+FEATURES = {"norm": {"layernorm"}, "activation": {"gelu_tanh"}, "core_attention": {"causal"}}
+INSTALL = "pip install --no-build-isolation 'transom-te-linear[te]'"
+EACH = pytest.mark.parametrize("slot", list(NAMES))
+
+
+def verdict(slot: str, context: BuildContext = H100, **config):
+    request = plain_request(slot, context, frozenset(FEATURES.get(slot, ())))
+    if slot == "layer":
+        settings = config_for(params_dtype=context.dtype, **({"activation_func": "gelu_tanh"} | config))
+        request = LayerRequest(context=context, config=settings)
+    found = judge(default_registry().get(slot, f"transom-te-linear/{NAMES[slot]}"), SLOTS[slot], request, Policy())
+    return found.stage, found.reason, found.hint
+
+
+@EACH
+def test_verdict_when_it_is_absent(slot, site):
+    absent = "which is not installed"
+    assert verdict(slot) == (
+        "requires",
+        f"it requires transformer-engine>=2.20, {absent}, and transformer-engine-torch>=2.20, {absent}, and "
+        f"transformer-engine-cu13>=2.20, {absent}, or transformer-engine-cu12>=2.20, {absent}",
+        INSTALL,
+    )
+
+
+@EACH
+def test_verdict_when_only_the_empty_package_is_installed(slot, install):
+    install("transformer_engine", code="raise RuntimeError('Found empty `transformer-engine` meta package installed')")
+    stage, reason, hint = verdict(slot)
+    assert (stage, hint) == ("requires", INSTALL)
+    assert reason.startswith("it requires transformer-engine-torch>=2.20, which is not installed")
+
+
+@EACH
+def test_verdict_when_it_is_too_old(slot, install):
+    install(version="1.13.0")
+    stage, reason, _ = verdict(slot)
+    assert stage == "requires"
+    assert "transformer-engine>=2.20, but 1.13.0 is installed" in reason
+
+
+@EACH
+@pytest.mark.parametrize(
+    "raised",
+    ["RuntimeError('Found empty `transformer-engine` meta package installed')", "OSError('libcudnn.so.9: not found')"],
+)
+def test_verdict_when_it_cannot_be_imported(slot, raised, install):
+    install(code=f"raise {raised}")
+    stage, reason, _ = verdict(slot)
+    kind, _, rest = raised.partition("(")
+    assert (stage, reason) == (
+        "supports",
+        f"transformer_engine.pytorch cannot be imported: {kind}: {rest[1:-2]}; install it anew for the torch and the "
+        f"CUDA that are here",
+    )
+
+
+@EACH
+@pytest.mark.parametrize(
+    ("context", "reason"),
+    [
+        (BuildContext(dtype="bfloat16"), "it runs on cuda, not on cpu"),
+        (
+            BuildContext(device="cuda", dtype="bfloat16"),
+            "it needs compute capability 8.0, and which device it is for is not known",
+        ),
+        (
+            BuildContext(device="cuda", dtype="bfloat16", compute_capability=(7, 5)),
+            "it needs compute capability 8.0, this device has 7.5",
+        ),
+    ],
+    ids=["no device", "no driver", "an old device"],
+)
+def test_verdict_when_the_hardware_does_not_do(slot, context, reason, install):
+    install()
+    assert verdict(slot, context)[:2] == ("hardware", reason)
+
+
+@EACH
+def test_verdict_when_all_is_there(slot, install):
+    install()
+    assert verdict(slot) == ("ok", "", None)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"pre_layernorm": False, "post_attention_layernorm": True}, "the layer has no norms to fuse"),
+        ({"fp32_residual_connection": True}, "its fused norms do not narrow a float32 residual stream"),
+        ({"delay_wgrad_compute": True}, "its fused parts do not put weight gradients off"),
+        ({"activation_func": "gelu"}, "its MLP knows gelu_tanh, silu, relu, squared_relu, quick_gelu, not gelu"),
+        ({"parallel_residual": True}, "its MLP does not read the layer's input"),
+        (
+            {"gated_linear_unit": True, "activation_func_clamp_value": 7.0},
+            "its MLP neither clamps nor shifts",
+        ),
+        (
+            {"recompute_granularity": "selective", "recompute_modules": ("layernorm",)},
+            "a fused norm cannot be recomputed by itself",
+        ),
+    ],
+)
+def test_verdict_says_what_the_fused_layer_cannot(config, said, install):
+    install()
+    assert verdict("layer", **config)[:2] == ("supports", said)
+
+
+def test_verdict_refuses_cross_attention_in_the_fused_layer(install):
+    install()
+    settings = config_for(params_dtype="bfloat16", activation_func="relu")
+    request = LayerRequest(context=H100, config=settings, cross_attention=True)
+    found = judge(default_registry().get("layer", "te_layer"), SLOTS["layer"], request, Policy())
+    assert found.reason == "it has no cross-attention"
+
+
+def test_verdict_refuses_sinks_beside_masks_that_are_drawn(install):
+    install()
+    request = plain_request("core_attention", H100, frozenset({"sink_learnable", "keep"}))
+    found = judge(default_registry().get("core_attention", "te_attention"), SLOTS["core_attention"], request, Policy())
+    assert found.reason == "sink_learnable beside masks that are drawn (keep) was never tried"
+
+
+SPEC = {
+    "name": "small",
+    "vocab_size": 32,
+    "max_sequence_length": 16,
+    "bundle": "te",
+    "config": {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "activation_func": "silu"},
+}
+
+
+def test_bundle_falls_through_with_one_line_each(site, caplog):
+    spec = SPEC | {"config": SPEC["config"] | {"use_te_activation_func": True}}
+    from transom.registry.registry import Registry
+
+    registry = Registry(default_registry().index)
+    with caplog.at_level(logging.INFO, "transom"):
+        made = transom.plan(spec, registry=registry)
+    chosen = {node.slot: node.resolution.chosen.name for node in made.nodes()}
+    assert {slot: chosen[slot] for slot in NAMES} == {
+        "column_linear": "parallel_linear",
+        "row_linear": "parallel_linear",
+        "norm": "torch_norm",
+        "activation": "torch_activation",
+        "core_attention": "torch_dot_product",
+        "layer": "transformer_layer",
+    }
+    passed_over = [record.getMessage() for record in caplog.records if "passed over" in record.getMessage()]
+    assert len(passed_over) == len(NAMES)
+    assert all("(requires): it requires transformer-engine>=2.20" in line for line in passed_over)
+
+
+def test_plan_says_what_is_fused_and_how(install):
+    install()
+    options = {"layer/te_layer": {"recipe": "delayed"}, "row_linear/te_linear": {"recipe": "delayed"}}
+    made = transom.plan(SPEC, device="meta", dtype="bfloat16", options=options)
+    said = " ".join(str(made).split())
+    assert "serves by LayerNormLinear, LayerNormMLP; FP8, delayed scaling (max of 1024, margin 0)" in said
+    assert made.root.parts["layers"][0].parts["linear_proj"].path == "layers.0.self_attention.linear_proj"
+
+
+def test_importing_the_plugin_imports_no_transformer_engine(install):
+    site = install()
+    code = (
+        f"import sys; sys.path.insert(0, {str(site)!r})\n"
+        "import transom_te_linear.linear, transom_te_linear.layer, transom_te_linear.attention, transom_te_linear.norm\n"
+        "import transom_te_linear.activation\n"
+        "print(*(name for name in sys.modules if name.startswith('transformer_engine')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
