@@ -17,6 +17,7 @@ from transom.registry.policy import Policy
 from transom.registry.registry import default_registry
 from transom.registry.resolve import Resolution, parse_chain, resolve
 from transom.registry.signatures import builder_mismatches
+from transom.registry.submodules import declared_parts
 from transom.registry.verdict import judge
 from transom.slots import ArchitectureRequest, BuildContext, Part
 from transom.specs.node import Node
@@ -156,7 +157,7 @@ def _node(entry: Entry, place: Part, path: str) -> Node:
         request=place.request,
         asked_by=asked_by,
         resolution=resolution,
-        parts=_inside(spec.submodules, builder, place, path),
+        parts=_inside(spec.submodules, builder, spec.params.get("options"), place, path),
     )
 
 
@@ -169,9 +170,10 @@ def _as_spec(entry: ModuleSpec | Callable[..., Any] | str) -> ModuleSpec:
     return spec
 
 
-def _inside(submodules: Any, builder: Callable[..., Any], place: Part, path: str) -> dict[str, Node | tuple[Node, ...]]:
-    declare = getattr(builder, "parts", None)
-    places = {} if declare is None else declare(place.request)
+def _inside(
+    submodules: Any, builder: Callable[..., Any], options: Any, place: Part, path: str
+) -> dict[str, Node | tuple[Node, ...]]:
+    places = declared_parts(builder, place.request, options)
     entries = _entries(submodules)
     for name, entry in entries.items():
         if entry is not None and name not in places:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["submodules_complaints", "unreceived"]
+__all__ = ["declared_parts", "submodules_complaints", "unreceived"]
 
 
 def submodules_complaints(builder: Any) -> Iterator[str]:
@@ -30,6 +31,33 @@ def submodules_complaints(builder: Any) -> Iterator[str]:
     ]
     if not has_parts and required:
         yield f"has `Submodules` that require {', '.join(required)}, but no `parts` that asks for them"
+
+
+def declared_parts(builder: Any, request: Any, options: Any = None) -> Mapping[str, Any]:
+    """Ask a builder what is inside what it makes.
+
+    Args:
+        builder: an implementation; one without ``parts`` has nothing inside.
+        request: what it must serve.
+        options: its own, `None` = none are given; handed to a ``parts`` that takes ``options``.
+
+    Returns:
+        parts by name.
+
+    Example:
+        >>> class Stack:
+        ...     @classmethod
+        ...     def parts(cls, request, options=None):
+        ...         return {"layers": [request] * (options or 2)}
+        >>> declared_parts(Stack, "layer", 3)
+        {'layers': ['layer', 'layer', 'layer']}
+    """
+    declare = getattr(builder, "parts", None)
+    if declare is None:
+        return {}
+    takes_options = "options" in inspect.signature(declare).parameters
+    found: Mapping[str, Any] = declare(request, options=options) if takes_options else declare(request)
+    return found
 
 
 def unreceived(builder: Any, names: Iterable[str]) -> tuple[str, ...]:

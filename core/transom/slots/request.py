@@ -65,8 +65,9 @@ class ArchitectureRequest(Request):
 class Part:
     """One place inside an architecture implementation, to be filled by name.
 
-    An architecture implementation lists its places in a class method ``parts(request)``, and receives a builder for
-    each, already chosen, in its ``Submodules`` dataclass, under the same names.
+    An architecture implementation lists its places in a class method ``parts(request)``, or ``parts(request, options)``
+    where they depend on options of its own, and receives a builder for each, already chosen, in its ``Submodules``
+    dataclass, under the same names.
 
     Args:
         slot: the slot that the place belongs to.

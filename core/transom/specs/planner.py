@@ -12,7 +12,7 @@ from transom.registry.names import AUTO
 from transom.registry.policy import Policy
 from transom.registry.registry import Registry, default_registry
 from transom.registry.resolve import Resolution, parse_chain, resolve
-from transom.registry.submodules import unreceived
+from transom.registry.submodules import declared_parts, unreceived
 from transom.registry.verdict import Verdict
 from transom.slots import SLOTS, Part, Request
 from transom.specs.bundle import Bundle, load_bundles
@@ -104,7 +104,7 @@ class Planner:
             resolution=resolution,
             options=options,
             note="" if describe is None else describe(part.request, options),
-            parts=self._parts(path, resolution.chosen, part.request),
+            parts=self._parts(path, resolution.chosen, part.request, options),
             api=self.registry.slot(part.slot).api,
         )
 
@@ -145,17 +145,16 @@ class Planner:
             )
         return self._known[key]
 
-    def _parts(self, path: str, chosen: Implementation, request: Request) -> dict[str, Node | tuple[Node, ...]]:
+    def _parts(
+        self, path: str, chosen: Implementation, request: Request, options: Any
+    ) -> dict[str, Node | tuple[Node, ...]]:
         builder = chosen.load()
-        declare = getattr(builder, "parts", None)
-        if declare is None:
-            return {}
         try:
-            declared = declare(request)
+            declared = declared_parts(builder, request, options)
         except Exception as error:
             error.add_note(f"while asking {chosen.slot} {chosen.label}, at {path or 'the model'}, for its parts")
             raise
-        lost = unreceived(builder, declared)
+        lost = unreceived(builder, declared) if declared else ()
         if lost:
             raise BuildError(
                 f"{path or 'the model'}, {chosen.slot} {chosen.label}: `parts` asks for {', '.join(lost)}, for which "

@@ -11,6 +11,7 @@ from transom.composition import module_of
 from transom.registry.names import CORE
 from transom.registry.registry import default_registry
 from transom.registry.resolve import Resolution, resolve
+from transom.registry.submodules import declared_parts
 from transom.slots.request import ArchitectureRequest, Part, Request
 from transom.specs.node import Node
 from transom.testing.subject import Subject
@@ -60,9 +61,8 @@ def node_of(subject: Subject, request: ArchitectureRequest) -> Node:
 
 
 def _node(path: str, slot: str, request: Request, resolution: Resolution) -> Node:
-    declare = getattr(resolution.chosen.load(), "parts", None)
     parts: dict[str, Node | tuple[Node, ...]] = {}
-    for name, part in ({} if declare is None else declare(request)).items():
+    for name, part in declared_parts(resolution.chosen.load(), request).items():
         where = f"{path}.{name}" if path else name
         if isinstance(part, Part):
             parts[name] = _part(where, part)

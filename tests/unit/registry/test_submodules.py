@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from transom.registry.submodules import submodules_complaints, unreceived
+from transom.registry.submodules import declared_parts, submodules_complaints, unreceived
 
 
 @dataclass
@@ -53,3 +53,16 @@ def test_submodules_complaints_name_what_does_not_go_together(builder, complaint
 
 def test_unreceived_names_the_parts_without_a_field():
     assert unreceived(Both, ["up", "gate", "down", "norm"]) == ("gate", "norm")
+
+
+def test_declared_parts_are_asked_for_with_options_where_they_are_taken():
+    class Plain:
+        parts = classmethod(lambda cls, request: {"asked": (request,)})
+
+    class Optional:
+        parts = classmethod(lambda cls, request, options=None: {"asked": (request, options)})
+
+    assert declared_parts(Neither, 1, 2) == {}
+    assert declared_parts(Plain, 1, 2) == {"asked": (1,)}
+    assert declared_parts(Optional, 1, 2) == {"asked": (1, 2)}
+    assert declared_parts(Optional, 1) == {"asked": (1, None)}

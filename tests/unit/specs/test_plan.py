@@ -20,6 +20,7 @@ from transom.slots import SLOTS, Slot
 from transom.specs.load import load_spec
 from transom.specs.plan import plan
 from transom.specs.spec import ModelSpec
+from transom.transformer.parts import column_linear, row_linear
 
 PLACES = {
     "": "model",
@@ -167,6 +168,17 @@ def test_plan_refuses_parts_for_which_the_submodules_have_no_field(fakes, make_s
         "field."
     )
     assert (caught.value.path, caught.value.hint) == ("layers.0.mlp", "report it to the authors of acme-fakes")
+
+
+def test_plan_asks_for_parts_with_the_options_that_the_place_has(fakes, make_spec, monkeypatch):
+    def parts(cls, request, options=None):
+        width = 16 * (1 if options is None else options.times)
+        return {"up": column_linear(request, 8, width, bias=True), "down": row_linear(request, width, 8, bias=True)}
+
+    monkeypatch.setattr(fakes.get("mlp", "fake_mlp").load(), "parts", classmethod(parts))
+    made = by_path(plan(make_spec(), registry=fakes, options={"layers.1.mlp": {"times": 3}}))
+    widths = [made[f"layers.{number}.mlp.up"].request.output_size for number in (0, 1)]
+    assert widths == [16, 48]
 
 
 def test_plan_says_whose_parts_raised(fakes, make_spec, monkeypatch):
