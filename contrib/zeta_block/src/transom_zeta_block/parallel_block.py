@@ -166,7 +166,7 @@ class ParallelBlock(ShardedModule):
         if cache is not None:
             repeated = (x.expand(-1, -1, self.cached_heads, -1) for x in (key, value))
             # The cache refuses to be used without positions, and says so better than a check here would.
-            key, value, _ = cache.update(*repeated, positions)  # type: ignore[call-arg, arg-type]
+            key, value, _ = cache.update(*repeated, positions)  # type: ignore[call-arg]
             key, value, mask = key[:, :, :1], value[:, :, :1], cache.mask(mask)
         merged = self.attend(query, key, value, mask=mask).flatten(2)  # [b, s, n, d] -> [b, s, n·d]
         attended = _plus(_output(self.attn_out(merged)), lora_o, merged)
