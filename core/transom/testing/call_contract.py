@@ -124,8 +124,8 @@ def unmet_calls(files: Iterable[Path], names: Names) -> tuple[str, ...]:
     """Say which imports and calls in a plugin's source the record does not allow; empty = none.
 
     What is imported from a recorded package must be recorded. A call of it, of what its constructor gave (under the
-    name it was assigned to, or of an argument that is annotated so), or of a method of that, must fit the signature. Arguments that are unpacked with ``**``
-    cannot be read and are a complaint.
+    name it was assigned to, or of an argument that is annotated so), or of a method of that, must fit the signature.
+    Arguments that are unpacked with ``**`` cannot be read and are a complaint.
 
     Args:
         files: modules of the plugin.

@@ -191,8 +191,8 @@ def test_importing_the_plugin_imports_no_transformer_engine(install):
     site = install()
     code = (
         f"import sys; sys.path.insert(0, {str(site)!r})\n"
-        "import transom_te_linear.linear, transom_te_linear.layer, transom_te_linear.attention, transom_te_linear.norm\n"
-        "import transom_te_linear.activation\n"
+        "import transom_te_linear.linear, transom_te_linear.layer, transom_te_linear.attention\n"
+        "import transom_te_linear.activation, transom_te_linear.norm\n"
         "print(*(name for name in sys.modules if name.startswith('transformer_engine')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -63,9 +63,8 @@ class FlashVersion:
         failure = _import_failure(self.module)
         if failure is None:
             return ()
-        return (
-            f"{self.distribution} {found} cannot be imported: {failure}; install it anew for the torch that is here",
-        )
+        said = f"{self.distribution} {found} cannot be imported: {failure}"
+        return (f"{said}; install it anew for the torch that is here",)
 
     def __str__(self) -> str:
         return f"FlashAttention {self.number} ({self.distribution} {self.installed})"

@@ -51,7 +51,7 @@ class _TeLinear(TeHost):
                 x = x.transpose(0, 1)  # [b, s/p, in] -> [s/p, b, in]
             out, _ = engine.apply_linear(self.inner, x, self.first_microbatch())
         if self.delays and out.requires_grad:
-            out.register_hook(self._count)
+            out.register_hook(self._count)  # type: ignore[no-untyped-call]
         return out.transpose(0, 1) if self.sequence else out
 
     def _count(self, grad: Tensor) -> None:

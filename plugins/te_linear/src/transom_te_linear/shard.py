@@ -1,4 +1,4 @@
-"""Which part of a whole weight a rank holds, how it gets its first values, and whether sizes suit Transformer Engine."""
+"""How the part of a weight that a rank holds gets its first values, and whether sizes suit Transformer Engine."""
 
 from __future__ import annotations
 

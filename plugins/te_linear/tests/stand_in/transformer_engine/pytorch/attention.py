@@ -33,10 +33,8 @@ class DotProductAttention(Base):
         if qkv_format == "thd":
             assert attn_mask_type.startswith("padding")
             out = torch.full_like(query_layer, torch.nan)
-            spans = zip(
-                cu_seqlens_q.tolist(), cu_seqlens_q.tolist()[1:], cu_seqlens_kv.tolist(), cu_seqlens_kv.tolist()[1:]
-            )  # noqa: B905, E501
-            for a, b, c, d in spans:
+            queries, keys = cu_seqlens_q.tolist(), cu_seqlens_kv.tolist()
+            for a, b, c, d in zip(queries[:-1], queries[1:], keys[:-1], keys[1:], strict=True):
                 hidden = self._hidden(b - a, d - c, causal, window_size)
                 q, k, v = query_layer[None, a:b], key_layer[None, c:d], value_layer[None, c:d]
                 out = out.index_copy(0, torch.arange(a, b), self._attend(q, k, v, hidden)[0])
