@@ -32,7 +32,7 @@ def write_auto_order(slot: str, names: Sequence[str]) -> tuple[Path, tuple[str, 
     document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else tomlkit.document()
     if "auto" not in document:
         document["auto"] = tomlkit.table()
-    document["auto"][slot] = list(names)  # type: ignore[index]
+    document["auto"][slot] = list(names)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, tomlkit.dumps(document).encode())
     return path, before

@@ -24,6 +24,7 @@ def draw_comparison(found: Comparison, path: Path) -> None:
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.patches import Patch
     except ImportError as error:
         raise InputError("a picture needs matplotlib.", hint="pip install 'transom[plot]'") from error
     kind = path.suffix.removeprefix(".")
@@ -39,11 +40,5 @@ def draw_comparison(found: Comparison, path: Path) -> None:
             colour = labels.setdefault(outcome.name, f"C{number}")
             axes.bar(position + number * width, 1000 * outcome.counted.median, width, color=colour)
     axes.set_xticks(range(len(found.outcomes)), [f"{rows} x {tokens}" for rows, tokens in found.outcomes])
-    axes.legend([_patch(colour) for colour in labels.values()], labels)
+    axes.legend([Patch(color=colour) for colour in labels.values()], labels)
     write_file(path, lambda partial: figure.savefig(partial, format=kind))
-
-
-def _patch(colour: str) -> object:
-    from matplotlib.patches import Patch
-
-    return Patch(color=colour)
