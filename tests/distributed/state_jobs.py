@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transom.checkpoint.manifest import Manifest
 from transom.checkpoint.store import open_checkpoint, save_checkpoint
+from transom.distributed import store
 from transom.distributed.data_parallel import shard_over_data
 from transom.distributed.gradients import GradientNorm, sum_partial_gradients
 from transom.distributed.mesh import ParallelMesh
 from transom.distributed.restore import load_sharded_model, load_sharded_training
+from transom.distributed.saver import BackgroundSaver
 from transom.distributed.sizes import ParallelSizes
 from transom.distributed.store import ShardedState, save_sharded
 
@@ -39,7 +43,7 @@ def make(mesh: ParallelMesh | None, seed: int = 0, **changes: Any) -> tuple[nn.M
     described = model_jobs.spec(
         tensor_model_parallel_size=tp, sequence_parallel=tp > 1 and changes.pop("sequence", False), **FIELDS | changes
     )
-    used = model_jobs.PARALLEL if tp > 1 else {}
+    used = {} if mesh is None else model_jobs.PARALLEL
     model = transom.build(described | {"use": used}, seed=seed, tp_group=None if mesh is None else mesh.tp_group)
     if mesh is not None:
         shard_over_data(model, mesh)
@@ -104,11 +108,52 @@ def canonical(parameter: Tensor) -> Tensor:
     return model_jobs.whole(full) if full.dim() != 3 else full.flatten(0, 1)
 
 
-def refuse(folder: str, sizes: dict[str, int], group: dist.ProcessGroup) -> tuple[str, str] | None:
+def refuse(
+    folder: str, sizes: dict[str, int], changes: dict[str, Any], group: dist.ProcessGroup
+) -> tuple[str, str] | None:
+    """Try to load; say which error came."""
     mesh = mesh_of(sizes)
-    model, _ = make(mesh)
+    model, _ = make(mesh, **changes)
     try:
         load_sharded_model(open_checkpoint(folder), model, mesh)
     except transom.TransomError as error:
         return type(error).__name__, str(error)
     return None
+
+
+def save_where_the_last_rank_cannot_write(folder: str, sizes: dict[str, int], group: dist.ProcessGroup) -> Any:
+    """Try to save; say which error came."""
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    mesh = mesh_of(sizes)
+    assert mesh is not None
+    model, optimizer = make(mesh)
+    write_tensors = store.write_tensors
+    store.write_tensors = fail if dist.get_rank() == dist.get_world_size() - 1 else write_tensors
+    try:
+        save_sharded(Path(folder), manifest(4), ShardedState.of(model, optimizer, mesh), mesh)
+    except transom.TransomError as error:
+        return type(error).__name__, error.what
+    finally:
+        store.write_tensors = write_tensors
+    return None
+
+
+def save_in_background(folder: str, sizes: dict[str, int], group: dist.ProcessGroup) -> Any:
+    """Train two steps, begin to save, and train on while it is written. Say the losses and norms."""
+    mesh = mesh_of(sizes)
+    assert mesh is not None
+    model, optimizer = make(mesh)
+    saver = BackgroundSaver(mesh)
+    seen = [step(model, optimizer, mesh, number) for number in range(2)]
+    saver.save(Path(folder), manifest(2), ShardedState.of(model, optimizer, mesh))
+    seen += [step(model, optimizer, mesh, number) for number in range(2, 6)]
+    saver.wait()
+    try:  # the step has a checkpoint already
+        saver.save(Path(folder), manifest(2), ShardedState.of(model, optimizer, mesh))
+        saver.wait()
+    except transom.TransomError as error:
+        return seen, type(error).__name__, error.what
+    return seen, None, None

@@ -9,6 +9,8 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from transom.distributed.mesh import ParallelMesh
 from transom.distributed.sizes import ParallelSizes
@@ -54,7 +56,7 @@ def as_one_of(sizes: ParallelSizes, device: str = "cpu", timeout: timedelta = _T
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     try:
-        dist.init_process_group(backend, timeout=timeout)
+        _join(backend, timeout)
         yield ParallelMesh.start(sizes, device.partition(":")[0])
     except RuntimeError as error:
         if not any(sign in str(error) for sign in _LOST):
@@ -67,3 +69,14 @@ def as_one_of(sizes: ParallelSizes, device: str = "cpu", timeout: timedelta = _T
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _join(backend: str, timeout: timedelta) -> None:
+    if not restarts() or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        dist.init_process_group(backend, timeout=timeout)
+        return
+    # torchrun keeps its store over restarts, and in it the addresses of processes that are gone. On several nodes each
+    # counts its own restarts: there, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes torchrun begin with an empty store.
+    store, rank, world = next(rendezvous("env://", timeout=timeout))
+    fresh = PrefixStore(f"restart-{restarts()}", store)
+    dist.init_process_group(backend, store=fresh, rank=rank, world_size=world, timeout=timeout)

@@ -88,6 +88,7 @@ class _Reading:
         with together(self.group):
             for name in sorted(checkpoint.manifest.files)[rank::ranks]:
                 checkpoint.file(name)
+        with together(self.group):
             self.reader = HuggingFaceStorageReader(str(self.source))
             self.stored: Stored = self.reader.read_metadata().state_dict_metadata  # type: ignore[assignment]
 

@@ -125,7 +125,7 @@ class Shard:
         if not isinstance(parameter, DTensor):
             return parameter
         local = parameter.to_local()
-        return local if self.stride == 1 else local.flatten(self.dim, self.dim + 1)
+        return local.flatten(self.dim, self.dim + 1) if self._is_stacked else local
 
     def like(self, parameter: Tensor, part: Tensor) -> Tensor:
         """Make of a part, in the shape that computes, a tensor that is split as a parameter is."""
@@ -138,7 +138,7 @@ class Shard:
 
         What data parallelism splits further is shown as it rests: no stacked form expresses that.
         """
-        if self.stride == 1 or not isinstance(parameter, DTensor) or parameter.device_mesh.ndim > 1:
+        if not self._is_stacked or not isinstance(parameter, DTensor) or parameter.device_mesh.ndim > 1:
             return parameter
         placement = _StridedShard(self.dim, split_factor=self.stride)
         shape = torch.Size((*parameter.shape[: self.dim], -1, *parameter.shape[self.dim + 2 :]))
@@ -164,13 +164,18 @@ class Shard:
         return self.like(parameter, self.of(part) if is_whole else part)
 
     @property
+    def _is_stacked(self) -> bool:
+        """Whether parameters rest with a dimension for the matrices that are stacked in them."""
+        return self.stride > 1 and self.ranks.size > 1
+
+    @property
     def _split_dim(self) -> int:
         """Along which dimension of the resting parameter the ranks split."""
-        return self.dim if self.stride == 1 else self.dim + 1
+        return self.dim + 1 if self._is_stacked else self.dim
 
     def _apart(self, part: Tensor) -> Tensor:
         """Give stacked matrices a dimension of their own."""
-        return part if self.stride == 1 else torch.unflatten(part, self.dim, (self.stride, -1))
+        return torch.unflatten(part, self.dim, (self.stride, -1)) if self._is_stacked else part
 
     @torch.no_grad()
     def fill(self, part: Tensor, init_method: Callable[[Tensor], Any], config: TransformerConfig) -> None:

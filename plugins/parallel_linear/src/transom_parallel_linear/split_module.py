@@ -62,7 +62,7 @@ class SplitModule(ShardedModule):
 
     def _part_shape(self, parameter: nn.Parameter) -> tuple[int, ...]:
         """Shape of this tensor-parallel rank's part, however data parallelism splits it further."""
-        if not isinstance(parameter, DTensor):
+        if not isinstance(parameter, DTensor) or self.shard.ranks.size == 1:
             return tuple(parameter.shape)
         dim, stride = self.shard.dim, self.shard.stride
         shape = list(parameter.shape)
