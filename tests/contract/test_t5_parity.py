@@ -42,7 +42,7 @@ def theirs(request: Any) -> T5ForConditionalGeneration:
     return model
 
 
-def spec_of(config: T5Config) -> dict[str, Any]:
+def spec_of(config: T5Config, dropout: float = 0.0) -> dict[str, Any]:
     shared = {
         "hidden_size": config.d_model,
         "num_attention_heads": config.num_heads,
@@ -57,8 +57,9 @@ def spec_of(config: T5Config) -> dict[str, Any]:
         "relative_attention_max_distance": config.relative_attention_max_distance,
         "gated_linear_unit": config.is_gated_act,
         "activation_func": "gelu_tanh" if config.is_gated_act else "relu",
-        "hidden_dropout": 0.0,
-        "attention_dropout": 0.0,
+        "hidden_dropout": dropout,
+        "attention_dropout": dropout,
+        "ffn_dropout": dropout,
     }
     tied = config.scale_decoder_outputs
     return {
@@ -69,7 +70,7 @@ def spec_of(config: T5Config) -> dict[str, Any]:
         "encoder_config": shared | {"num_layers": config.num_layers},
         "share_embeddings_and_output_weights": tied,
         "masks": ["padding"],
-        "options": {"model": {"scale_logits": tied, "tied_bias": False}},
+        "options": {"model": {"scale_logits": tied, "tied_bias": False, "output_dropout": True}},
     }
 
 
@@ -117,8 +118,8 @@ def layer_of(layer: dict[str, Tensor], config: T5Config, is_decoder: bool) -> di
     return ours
 
 
-def same_weights(theirs: T5ForConditionalGeneration, **build: Any) -> Any:
-    ours = transom.build(spec_of(theirs.config), **build)
+def same_weights(theirs: T5ForConditionalGeneration, dropout: float = 0.0, **build: Any) -> Any:
+    ours = transom.build(spec_of(theirs.config, dropout), **build)
     ours.load_state_dict(translated(theirs.state_dict(), theirs.config))
     return ours
 
@@ -198,3 +199,25 @@ def test_t5_writes_what_they_write_greedily(theirs: T5ForConditionalGeneration) 
         step = ours.decode(tokens[:, -1:], read, encoder_decoder_attn_mask=padding, input_pos=torch.tensor([position]))
         tokens = torch.cat([tokens, step[:, -1].argmax(-1, keepdim=True)], dim=1)
     assert torch.equal(tokens, expected)
+
+
+def test_t5_drops_where_they_drop(theirs: T5ForConditionalGeneration, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropout that halves instead of dropping: the same numbers come out only if it is in the same places."""
+
+    def halve(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        return x * p if training and p > 0 else x
+
+    ours, data = same_weights(theirs, dropout=0.5), batch()
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+        if hasattr(module, "dropout") and isinstance(module.dropout, float):
+            module.dropout = 0.5
+    monkeypatch.setattr(torch.nn.functional, "dropout", halve)
+    padding = data["padding"]
+    expected = theirs(input_ids=data["read"], attention_mask=padding.long(), decoder_input_ids=data["written"]).logits
+    close(ours(data["read"], data["written"], padding, None, padding), expected)
+    theirs.eval()
+    without = theirs(input_ids=data["read"], attention_mask=padding.long(), decoder_input_ids=data["written"]).logits
+    assert not torch.isclose(expected, without, atol=1e-2).all()
+    close(ours.eval()(data["read"], data["written"], padding, None, padding), without)

@@ -47,6 +47,7 @@ _NUMBERS: Mapping[str, tuple[str, float, float]] = {
     # what is needed, above (or at, where a number may be zero), below (or at, where a share may be whole)
     "hidden_dropout": ("a probability from 0 to below 1", 0.0, math.nextafter(1, 0)),
     "attention_dropout": ("a probability from 0 to below 1", 0.0, math.nextafter(1, 0)),
+    "ffn_dropout": ("a probability from 0 to below 1", 0.0, math.nextafter(1, 0)),
     "rotary_percent": ("a share above 0 and up to 1", math.nextafter(0, 1), 1.0),
     "seq_len_interpolation_factor": ("a number above 1", math.nextafter(1, 2), math.inf),
     "layernorm_epsilon": ("a number above 0", math.nextafter(0, 1), math.inf),

@@ -52,6 +52,7 @@ def _heads_and_norms(c: TransformerConfig) -> Iterator[Rule]:
 
 
 def _mlp(c: TransformerConfig) -> Iterator[Rule]:
+    yield "ffn_dropout", c.ffn_dropout > 0 and c.use_te_activation_func, "it needs use_te_activation_func: false"
     plain = not c.gated_linear_unit
     yield "glu_linear_offset", plain and c.glu_linear_offset != 0, "it needs gated_linear_unit"
     yield (

@@ -51,10 +51,12 @@ def activation_of(config: TransformerConfig) -> Callable[[Tensor], Tensor]:
     """Return the function that the config describes, gate included.
 
     Args:
-        config: ``activation_func``, ``gated_linear_unit``, ``activation_func_clamp_value``, ``glu_linear_offset``.
+        config: ``activation_func``, ``gated_linear_unit``, ``activation_func_clamp_value``, ``glu_linear_offset``,
+            ``ffn_dropout``.
 
     Returns:
-        a function of ``[..., f]``, or of ``[..., 2f]`` with the gate in the first half, to ``[..., f]``.
+        a function of ``[..., f]``, or of ``[..., 2f]`` with the gate in the first half, to ``[..., f]``; a module where
+        something is dropped, which knows when it is trained.
 
     Source: Shazeer 2020 for gated units; clamp c and offset o as ``act(min(gate, c)) (clamp(up, -c, c) + o)``.
 
@@ -65,6 +67,11 @@ def activation_of(config: TransformerConfig) -> Callable[[Tensor], Tensor]:
         >>> activation_of(config)(torch.tensor([-1.0, 2.0, 3.0, 4.0]))
         tensor([0., 8.])
     """
+    function = _function_of(config)
+    return _Dropping(function, config.ffn_dropout) if config.ffn_dropout else function
+
+
+def _function_of(config: TransformerConfig) -> Callable[[Tensor], Tensor]:
     act = ACTIVATIONS[config.activation_func]
     if not config.gated_linear_unit:
         return act
@@ -72,6 +79,18 @@ def activation_of(config: TransformerConfig) -> Callable[[Tensor], Tensor]:
     if clamp is None and offset == 0.0:
         return functools.partial(_gated, act)
     return functools.partial(_clamped_gated, act, torch.inf if clamp is None else clamp, offset)
+
+
+@final
+class _Dropping(nn.Module):
+    """A function, and dropout of what it gives."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], p: float) -> None:
+        super().__init__()
+        self.function, self.p = function, p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.function(x), self.p, self.training)
 
 
 @final

@@ -57,6 +57,7 @@ class TransformerConfig:
         ffn_hidden_size: inner width of the MLP. `None` = 4h.
         hidden_dropout: probability of dropping an element of a residual branch or of the embeddings.
         attention_dropout: probability of dropping an attention weight.
+        ffn_dropout: probability of dropping an element inside the MLP, after its non-linearity (T5).
         normalization: ``"LayerNorm"`` or ``"RMSNorm"``.
         layernorm_epsilon: added to the variance, or to the mean square.
         layernorm_zero_centered_gamma: the norm's scale is stored minus one.
@@ -146,6 +147,7 @@ class TransformerConfig:
 
     hidden_dropout: float = 0.1
     attention_dropout: float = 0.1
+    ffn_dropout: float = 0.0
     normalization: Normalization = "LayerNorm"
     layernorm_epsilon: float = 1e-5
     layernorm_zero_centered_gamma: bool = False

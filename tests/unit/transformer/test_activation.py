@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
+from transom.errors import ConfigError
 from transom.transformer.activation import ACTIVATIONS, TorchActivation, activation_of
+from transom.transformer.mlp import MLP
 
 
 def _tanh_gelu(x):
@@ -72,3 +74,30 @@ def test_activation_compiles(make_config):
     )
     act, x = TorchActivation(config=config), torch.randn(3, 8)
     assert torch.equal(torch.compile(act, fullgraph=True, backend="aot_eager")(x), act(x))
+
+
+def test_activation_drops_what_it_gives_in_training_only(make_config):
+    config = make_config(activation_func="relu", gated_linear_unit=True, ffn_dropout=0.5)
+    x = torch.rand(1000, 8)
+    plain = activation_of(config.replace(ffn_dropout=0.0))(x)
+    dropping = activation_of(config)
+    dropped = dropping(x)
+    assert 0.4 < float((dropped == 0).float().mean()) < 0.6
+    torch.testing.assert_close(dropped[dropped != 0], 2 * plain[dropped != 0])
+    assert torch.equal(dropping.eval()(x), plain)
+
+
+def test_mlp_drops_inside(make_config, submodules_of):
+    config = make_config(ffn_dropout=0.5, hidden_dropout=0.0)
+    mlp = MLP(config, submodules_of("mlp", config))
+    x = torch.randn(2, 3, 8)
+    assert not torch.equal(mlp(x)[0], mlp(x)[0])
+    mlp.eval()
+    assert torch.equal(mlp(x)[0], mlp(x)[0])
+    assert "activation_func" not in "".join(mlp.state_dict())
+
+
+def test_dropout_inside_the_mlp_is_refused_with_an_activation_module(make_config):
+    with pytest.raises(ConfigError, match="it needs use_te_activation_func: false") as error:
+        make_config(ffn_dropout=0.1, use_te_activation_func=True)
+    assert (error.value.field, error.value.value) == ("ffn_dropout", 0.1)

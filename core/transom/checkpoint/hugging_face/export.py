@@ -22,6 +22,7 @@ __all__ = ["choose_family", "differences", "exported_settings"]
 _OF_TRAINING = (
     "hidden_dropout",
     "attention_dropout",
+    "ffn_dropout",
     "init_method",
     "output_layer_init_method",
     "init_method_std",

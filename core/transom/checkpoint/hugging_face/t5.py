@@ -30,6 +30,7 @@ def _read(settings: Settings) -> dict[str, Any]:
         "gated_linear_unit": projection.startswith(_GATED),
         "activation_func": ACTIVATIONS.get(function, "relu"),
         "attention_dropout": settings.get("dropout_rate", 0.1),
+        "ffn_dropout": settings.get("dropout_rate", 0.1),
         "num_layers": settings.get("num_decoder_layers", settings.get("num_layers")),
     }
 
@@ -39,7 +40,7 @@ def _around(settings: Settings, config: dict[str, Any], *, scales: bool) -> dict
         "model": "t5",
         "masks": ["padding"],
         "encoder_config": config | {"num_layers": settings.get("num_layers")},
-        "options": {"model": {"scale_logits": scales, "tied_bias": False}},
+        "options": {"model": {"scale_logits": scales, "tied_bias": False, "output_dropout": True}},
     }
 
 

@@ -169,6 +169,11 @@ class Stage:
             tp_group=self.tp_group,
         )
 
+    def output_dropout(self) -> tuple[float, float]:
+        """Give the probabilities with which what encoder and decoder give is dropped from."""
+        drops = self.options.output_dropout
+        return self.encoder_config.hidden_dropout * drops, self.config.hidden_dropout * drops
+
     def cache(self) -> Callable[..., Any]:
         """Give what makes a cache of what the decoder writes."""
         make = self.parts.kv_cache or reference_parts(self.config, self.vocab_size).kv_cache

@@ -29,10 +29,12 @@ class T5Options:
     Args:
         scale_logits: the decoder's hidden states are divided by √h before they become logits, as in T5 1.0.
         tied_bias: logits that are made with the embedding table have a bias.
+        output_dropout: what encoder and decoder give is dropped from too, with their ``hidden_dropout``.
     """
 
     scale_logits: bool = False
     tied_bias: bool = True
+    output_dropout: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast, final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from transom.errors import CacheError, InputError
@@ -144,6 +145,7 @@ class T5Model(Module):
         self.decoder_relative_pos_emb = stage.decoder_bias()
         self.decoder = stage.decoder(transformer_decoder_layer_spec, decoder_layers)
         self.lm_head = stage.head()
+        self.read_dropout, self.written_dropout = stage.output_dropout()
         self.loss: Loss = stage.parts.loss(config)
         self.make_cache = CacheMaker(stage.cache(), stage.masks, max_sequence_length)
         self.cache: EncoderDecoderCache | None = None
@@ -319,7 +321,7 @@ class T5Model(Module):
         mask = mask_for("encoder_attn_mask", given, (b, t, t), self.masks, packed)
         mask = with_position_bias(mask, self.encoder_relative_pos_emb, t, positions)
         read: Tensor = self.encoder(hidden, mask=mask, positions=positions)  # -> [b, t, h]
-        return read
+        return F.dropout(read, self.read_dropout, self.training and self.encoder.post_process)
 
     def _write(
         self,
@@ -344,7 +346,7 @@ class T5Model(Module):
         written: Tensor = self.decoder(
             hidden, mask=mask, context=read, context_mask=between, positions=positions, cache=cache
         )
-        return written
+        return F.dropout(written, self.written_dropout, self.training and self.post_process)
 
     def _start(self, name: str, ids: Tensor | None, positions: Tensor | None, block: TransformerBlock) -> Tensor:
         """Give what a stack starts from, ``[b, s, h]``: embeddings, or what the stage before returned."""
