@@ -121,7 +121,7 @@ def compare(
     Example:
         >>> found = compare("tiny-llama", "norm", implementations=["torch_norm"], shapes=[(1, 8)], rounds=2)
         >>> found.order(), found.outcomes[1, 8][0].output_error
-        (('transom/torch_norm',), 0.0)
+        (('torch_norm',), 0.0)
     """
     given = load_spec(spec)
     _check(given, shapes, rounds)
