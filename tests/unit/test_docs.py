@@ -11,10 +11,14 @@ from pathlib import Path
 
 import click
 import pytest
+import tokenizers
+import torch
+import transom
 import yaml
 from transom import ModelSpec, TransformerConfig, load_spec
 from transom.cli import main as cli_main
 from transom.cli.main import cli
+from transom.pretrained.convert import convert
 from transom.registry.card import CardSection, read_card
 from transom.registry.policy import ALLOW, DENY, STRICT
 from transom.registry.user_config import CONFIG, UserConfig
@@ -130,6 +134,38 @@ def test_architecture_page_draws_the_rooms_that_there_are():
     assert set(re.findall(r"^  (\w+)/ ", house, re.MULTILINE)) == rooms
 
 
+def _lay_out_checkpoint(folder):
+    """Put a folder where the pages have Llama-3.2-1B: of that form, but small and random."""
+    spec = load_spec(FOLDERS_SPEC)
+    state = {name: torch.randn(t.shape) for name, t in transom.build(spec, device="meta").state_dict().items()}
+    blocks = ("layers.", "final_layernorm.")  # what Megatron-core calls decoder.layers ...
+    named = {f"decoder.{name}" if name.startswith(blocks) else name: tensor for name, tensor in state.items()}
+    torch.save(named, folder / "state.pt")
+    convert(folder / "state.pt", folder / "Llama-3.2-1B", form="megatron", spec=spec, to="hf")
+    words = {word: i for i, word in enumerate(["hello", "world", "and", "so", "on"])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="so"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "Llama-3.2-1B" / "tokenizer.json"))
+
+
+FOLDERS_SPEC = {
+    "vocab_size": 5,
+    "max_sequence_length": 32,
+    "share_embeddings_and_output_weights": True,
+    "config": {
+        "num_layers": 2,
+        "hidden_size": 16,
+        "num_attention_heads": 4,
+        "num_query_groups": 2,
+        "ffn_hidden_size": 32,
+        "normalization": "RMSNorm",
+        "gated_linear_unit": True,
+        "activation_func": "silu",
+        "add_bias_linear": False,
+        "position_embedding_type": "rope",
+    },
+}
+
 # Its blocks need its package installed, which tests/install does.
 INSTALLED = {"docs/how-to/enable-a-hook.md"}
 
@@ -137,6 +173,7 @@ INSTALLED = {"docs/how-to/enable-a-hook.md"}
 @pytest.mark.parametrize("page", sorted({page for page, _ in _blocks("python")} - INSTALLED))
 def test_python_in_the_docs_runs(page, tmp_path, monkeypatch, capsys):
     """The blocks of a page run one after the other, as a reader would paste them."""
+    _lay_out_checkpoint(tmp_path)
     module = types.ModuleType("pasted")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.chdir(tmp_path)
