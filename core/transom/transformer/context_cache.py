@@ -47,7 +47,9 @@ class ContextEntry:
                     "the cache holds nothing that could be read.",
                     hint="pass encoder_hidden_states at a sequence's first step",
                 )
-            self.held = project(states)
+            # Whole, not views of what holds both: so they stay alike when rows are reordered, to a compiled step too.
+            key, value = project(states)
+            self.held = key.contiguous(), value.contiguous()
         return self.held
 
 

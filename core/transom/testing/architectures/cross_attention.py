@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 
 import torch
@@ -19,11 +20,12 @@ from transom.testing.architectures.properties import (
 )
 from transom.testing.architectures.variants import contract_case, serving, variant
 from transom.testing.assembly import assemble
-from transom.testing.case import Case, ConformanceError
+from transom.testing.case import Case, CaseSkipped, ConformanceError
 from transom.testing.exercise import Exercise
 from transom.testing.module_cases import module_cases
 from transom.testing.subject import Subject
 from transom.transformer.attention_mask import AttentionMask
+from transom.transformer.context_cache import ContextEntry
 
 __all__ = ["cases"]
 
@@ -40,6 +42,8 @@ def cases(subject: Subject) -> Iterator[Case]:
     yield from contract_case(subject, "padding", "no output depends on a key that is padding", _check_padding)
     shows = "a query that sees nothing gives finite numbers and gradients"
     yield from contract_case(subject, "blind", shows, _check_blind)
+    shows = "with a cache it reads once, and gives what it gives without"
+    yield from contract_case(subject, "cache", shows, _check_cache)
     if subject.declares_training:
         shows = "a gradient reaches every parameter and both sequences"
         yield from contract_case(subject, "gradients", shows, subject.in_training(_check_gradients))
@@ -101,6 +105,21 @@ def _check_rows(subject: Subject, kind: str, dtype: str) -> None:
     changed[1] += 1
     output, other = _call(module, x, y), _call(module, x, changed)
     expect_same(other[0], output[0], dtype, "the row beside one whose keys changed")
+
+
+@torch.no_grad()
+def _check_cache(subject: Subject, kind: str, dtype: str) -> None:
+    module = _make(subject, kind, dtype).eval()
+    if "cache" not in inspect.signature(module.forward).parameters:
+        raise CaseSkipped("its forward takes no cache")
+    x, y, entry = _input(subject, dtype, 2, 5), _input(subject, dtype, 2, 3), ContextEntry()
+    expected = _call(module, x, y)
+    for states in (y, None):
+        output, bias = module(x, key_value_states=states, cache=entry)
+        what = "the output with a cache, against that without," if states is not None else "the output of what is kept"
+        expect_same(output if bias is None else output + bias, expected, dtype, what)
+    if entry.held is None:
+        raise ConformanceError("it has kept nothing in the cache that it was given")
 
 
 def _check_padding(subject: Subject, kind: str, dtype: str) -> None:

@@ -146,6 +146,32 @@ def test_reordered_caches_go_on_from_the_chosen_rows(kind: str, make: Any, input
     close(step, expected[:, 4:])
 
 
+def test_compiled_steps_share_one_graph(make: Any, inputs: Any) -> None:
+    model, (read, written, _) = make(position_embedding_type="relative"), inputs
+    expected = model(read, written, None, None, None)
+    graphs = []
+
+    def counting(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    step = torch.compile(
+        lambda ids, positions: model.decode(ids, input_pos=positions), fullgraph=True, backend=counting
+    )
+    model.setup_caches(3)
+    rows = torch.tensor([0, 1, 2])
+    for _ in range(2):
+        model.reset_caches()
+        model.cache.reserve(3, LENGTH)
+        logits = [model.decode(written[:, :1], model.encode(read), input_pos=torch.tensor([0]))]
+        for i in range(1, LENGTH):
+            model.reorder_caches(rows)
+            logits.append(step(written[:, i : i + 1], torch.tensor([i])))
+        close(torch.cat(logits, dim=1), expected)
+    assert len(graphs) == 1
+    torch.compiler.reset()
+
+
 def test_caches_rewind_and_serve_smaller_batches(make: Any, inputs: Any) -> None:
     model, (read, written, padding) = make(position_embedding_type="relative"), inputs
     expected = whole(model, inputs)
