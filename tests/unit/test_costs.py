@@ -7,6 +7,7 @@ import torch
 import transom
 from torch import nn
 from transom.costs import measure
+from transom.models.t5.assembly import T5Assembly
 from transom.specs.plan import plan
 from transom.specs.totals import Cost, costs, totals
 
@@ -100,3 +101,14 @@ def test_measure_allocates_nothing(own, monkeypatch):
     monkeypatch.setattr(OwnMLP, "forward", lambda self, x, scale=None: seen.append(x.device) or forward(self, x))
     measure(transom.plan("tiny-llama", use={"mlp": "own"}))
     assert seen == [torch.device("meta")]
+
+
+def test_measure_runs_an_encoder_decoder_on_what_it_reads_and_writes():
+    """Its numbers are those that core's own tells without being run."""
+    config = {"num_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "position_embedding_type": "relative"}
+    spec = {"model": "t5", "vocab_size": 32, "max_sequence_length": 12, "config": config}
+    told = totals(plan(spec)).cost
+    with transom.override("model", "t5", T5Assembly()):
+        made = plan(spec)
+        found = measure(made)
+    assert totals(made, found).cost == told

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transom import ModuleSpec, TransformerConfig, build_module
 from transom.errors import SpecError, UnknownImplementationError
+from transom.module_specs import layer_builders
 from transom.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from transom.transformer.dot_product_attention import DotProductAttention
 from transom.transformer.linear import ColumnLinear, RowLinear
@@ -137,3 +138,28 @@ def never(config: Any) -> nn.Module:
 def test_build_module_refuses_with_the_path(spec: Any, slot: Any, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         build_module(spec, CONFIG, slot=slot)
+
+
+def test_layer_builders_resolve_each_layer_of_a_stack_and_share_what_is_shared() -> None:
+    config = TransformerConfig(num_layers=3, hidden_size=8, num_attention_heads=2, position_embedding_type="rope")
+    spec = ModuleSpec("transformer_layer", submodules={"cross_attention": ModuleSpec("cross_attention")})
+    builders = layer_builders(spec, config, (2, 3), cross_attention=True)
+    second, third = (build(config, layer_number=number) for number, build in enumerate(builders, 2))
+    assert (second.layer_number, third.layer_number) == (2, 3)
+    assert second.reads_context
+    assert second.self_attention.rotary is third.self_attention.rotary
+    assert second.mlp is not third.mlp
+
+
+def test_layer_builders_build_on_the_default_device() -> None:
+    config = TransformerConfig(num_layers=1, hidden_size=8, num_attention_heads=2)
+    with torch.device("meta"):
+        (build,) = layer_builders("transformer_layer", config, [1])
+        assert all(parameter.is_meta for parameter in build(config, layer_number=1).parameters())
+
+
+def test_layer_builders_refuse_what_the_masks_need_and_nobody_serves() -> None:
+    config = TransformerConfig(num_layers=1, hidden_size=8, num_attention_heads=2)
+    spec = ModuleSpec("transformer_layer", submodules={"cross_attention": ModuleSpec("cross_attention")})
+    with pytest.raises(SpecError, match="cross_attention is filled, and the config leaves no such place"):
+        layer_builders(spec, config, [1])

@@ -76,8 +76,7 @@ class T5Model(Module):
     Source: Raffel et al. 2020; the interface and the parameters' names are Megatron-core's.
 
     Example:
-        >>> from transom import TransformerConfig
-        >>> from transom.transformer.spec_utils import ModuleSpec
+        >>> from transom import ModuleSpec, TransformerConfig
         >>> config = TransformerConfig(num_layers=2, hidden_size=16, num_attention_heads=2)
         >>> layer = ModuleSpec("transformer_layer")
         >>> model = T5Model(config, config, layer, layer, vocab_size=50, max_sequence_length=8)
