@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -181,7 +182,11 @@ class _CachedDecoder:
         else:
             rows = [[-1] * (s - n) + list(range(n)) for n in self.lengths]
             positions = torch.tensor(rows, device=self.device)
-        logits = decode_step(self.model, torch.tensor(padded, device=self.device), positions, None)
+        # A prompt's other logits, of a large vocabulary, would take more memory than all the rest.
+        skips = "last_only" in inspect.signature(self.model.forward).parameters
+        arguments = {"last_only": True} if skips else {}
+        ids = torch.tensor(padded, device=self.device)
+        logits: Tensor = self.model(ids, input_pos=positions, **arguments)[:, -1]
         if self.copies == 1:
             return logits
         self.reorder([row for row in range(len(self.prompts)) for _ in range(self.copies)])

@@ -106,6 +106,7 @@ class TransformerDecoder(TransformerStack):
         mask: Tensor | AttentionMask | None = None,
         input_pos: Tensor | None = None,
         labels: Tensor | None = None,
+        last_only: bool = False,
     ) -> Tensor:
         """Run the model.
 
@@ -116,10 +117,11 @@ class TransformerDecoder(TransformerStack):
             input_pos: position of each token, ``[s]`` or ``[b, s]``, for position embeddings; with caches also where
                 keys and values are written. `None` = 0 ... s-1.
             labels: ids ``[b, s]``; -100 = no loss.
+            last_only: give the logits of the last token alone: of a prompt, nobody asks for the others.
 
         Returns:
-            logits ``[b, s, v]`` in float32; with ``labels`` each token's cross-entropy ``[b, s]`` in nats, float32
-            (float64 where the weights are).
+            logits ``[b, s, v]`` in float32, ``[b, 1, v]`` with ``last_only``; with ``labels`` each token's cross-entropy
+            ``[b, s]`` in nats, float32 (float64 where the weights are).
 
         Raises:
             ConfigError: more tokens than ``max_seq_len``.
@@ -135,7 +137,10 @@ class TransformerDecoder(TransformerStack):
         hidden = self.final_layernorm(hidden).to(self._output_weight().dtype)
         if labels is not None:
             return self._losses(hidden, labels)
-        logits = self._logits(hidden).float()
+        # Under sequence parallelism the last token is on one rank, and the logits of all are gathered first.
+        is_whole = hidden.shape[1] == tokens.shape[1]
+        logits = self._logits(hidden[:, -1:] if last_only and is_whole else hidden).float()
+        logits = logits[:, -1:] if last_only else logits
         return logits if self.logit_softcap is None else self.logit_softcap * torch.tanh(logits / self.logit_softcap)
 
     def setup_caches(self, batch_size: int, dtype: torch.dtype | None = None, *, capacity: int | None = None) -> None:

@@ -229,6 +229,14 @@ def test_caches_that_the_caller_made_stay(model):
     assert [row.tokens for row in generate(model, [PROMPT], GREEDY)] == [first[0].tokens]
 
 
+def test_a_prompt_gives_the_logits_of_its_last_token_alone(model):
+    shapes = []
+    handle = model.register_forward_hook(lambda m, given, logits: shapes.append(list(logits.shape)))
+    generate(model, UNEQUAL, most(3))
+    handle.remove()
+    assert shapes == [[3, 1, 256]] * 3
+
+
 def test_caches_are_no_longer_than_needed(model):
     sizes = []
     handle = model.register_forward_pre_hook(lambda m, _: sizes.append((m.cache.batch_size, m.cache.capacity)))

@@ -212,6 +212,13 @@ def test_decoder_takes_the_published_constructors_modules(is_list: bool) -> None
     torch.testing.assert_close(torch.cat(steps, dim=1), full, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_decoder_gives_the_last_logits_alone_when_asked(is_tied: bool) -> None:
+    model = transom.build(tiny(share_embeddings_and_output_weights=is_tied), seed=0)
+    tokens = torch.randint(61, (2, 7))
+    torch.testing.assert_close(model(tokens, last_only=True), model(tokens)[:, -1:])
+
+
 def test_decoder_does_not_drop_when_evaluating() -> None:
     model = transom.build(tiny(config={"hidden_dropout": 0.5, "attention_dropout": 0.5}), seed=0).eval()
     tokens = torch.randint(61, (2, 7))
