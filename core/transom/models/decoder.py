@@ -120,8 +120,8 @@ class TransformerDecoder(TransformerStack):
             last_only: give the logits of the last token alone: of a prompt, nobody asks for the others.
 
         Returns:
-            logits ``[b, s, v]`` in float32, ``[b, 1, v]`` with ``last_only``; with ``labels`` each token's cross-entropy
-            ``[b, s]`` in nats, float32 (float64 where the weights are).
+            logits ``[b, s, v]`` in float32, ``[b, 1, v]`` with ``last_only``; with ``labels`` each token's
+            cross-entropy ``[b, s]`` in nats, float32 (float64 where the weights are).
 
         Raises:
             ConfigError: more tokens than ``max_seq_len``.

@@ -158,8 +158,21 @@ def test_builder_mismatches_reads_builder_and_forward(builder, expected):
 
 @pytest.mark.parametrize("slot", SLOTS.values(), ids=SLOTS.keys())
 def test_mismatches_finds_none_between_a_contract_and_itself(slot):
-    for contract in (slot.builder.__call__, slot.interface.forward, slot.interface.__call__):
+    methods = [method for name, method in vars(slot.interface).items() if callable(method) and name[0] != "_"]
+    assert methods
+    for contract in (slot.builder.__call__, *methods):
         assert mismatches(inspect.signature(contract), inspect.signature(contract)) == ()
+
+
+def test_builder_mismatches_reads_no_forward_that_a_slot_does_not_ask_for():
+    from torch import nn
+    from transom.slots.kv_cache import KVCache, KVCacheBuilder
+
+    class Cache(nn.Module):
+        def __init__(self, config, *, request, batch_size, capacity, dtype=None, device=None):
+            super().__init__()
+
+    assert builder_mismatches(Cache, KVCacheBuilder, KVCache) == ()
 
 
 class _Scale(Protocol):
