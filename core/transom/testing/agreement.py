@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from transom.checkpoint.module_layout import to_canonical
 from transom.slots.request import BuildContext, Request
 from transom.testing.case import Case, ConformanceError
 from transom.testing.closeness import TOLERANCES, Tolerance, assert_close
@@ -92,7 +93,8 @@ def check_agreement(subject: Subject, agreement: Agreement, dtype: str) -> None:
     with torch.set_grad_enabled(subject.trains):
         outputs = agreement.run(module, inputs)
     _expect_unwritten(inputs, given)
-    state = {name: tensor.detach().to("cpu", torch.float64) for name, tensor in module.named_parameters()}
+    own = {name: tensor.detach().to("cpu", torch.float64) for name, tensor in module.named_parameters()}
+    state = {name: tensor.clone() for name, tensor in to_canonical(module, own).items()}
     wide = {name: tensor.double() if tensor.is_floating_point() else tensor.clone() for name, tensor in given.items()}
     _require_gradients(wide, agreement.constant)
     _require_gradients(state, frozenset())
@@ -102,8 +104,7 @@ def check_agreement(subject: Subject, agreement: Agreement, dtype: str) -> None:
     dtypes = {**dict.fromkeys(expected, dtype), **at_least, **agreement.result_dtypes}
     _compare_outputs(outputs, expected, dtypes, tolerance)
     if subject.trains:
-        leaves = {name: tensor for name, tensor in inputs.items() if tensor.requires_grad}
-        _compare_gradients(outputs, expected, leaves | dict(module.named_parameters()), wide | state, tolerance)
+        _compare_gradients(outputs, expected, partial(_gradients, module, inputs), wide | state, tolerance)
     _expect_unwritten(inputs, given)
 
 
@@ -153,7 +154,7 @@ def _compare_outputs(outputs: Tensors, expected: Tensors, dtypes: Mapping[str, s
 
 
 def _compare_gradients(
-    outputs: Tensors, expected: Tensors, leaves: Tensors, references: Tensors, tolerance: Tolerance
+    outputs: Tensors, expected: Tensors, gradients: Callable[[], Tensors], references: Tensors, tolerance: Tolerance
 ) -> None:
     """Send the same random gradient back through both, and compare what arrives at every input and parameter."""
     directions = {name: torch.randn_like(reference) for name, reference in expected.items()}
@@ -165,13 +166,20 @@ def _compare_gradients(
     assert isinstance(theirs, Tensor)
     ours.backward()  # type: ignore[no-untyped-call]
     theirs.backward()  # type: ignore[no-untyped-call]
-    for name, leaf in leaves.items():
-        wanted = references[name].grad
-        if wanted is None:
+    found = gradients()
+    for name, reference in references.items():
+        if reference.grad is None:
             continue
-        if leaf.grad is None:
+        if name not in found:
             raise ConformanceError(f"no gradient reaches {name}")
-        assert_close(leaf.grad, wanted, tolerance.gradients, f"the gradient of {name}")
+        assert_close(found[name], reference.grad, tolerance.gradients, f"the gradient of {name}")
+
+
+def _gradients(module: nn.Module, inputs: Tensors) -> Tensors:
+    """Give the gradients of inputs and parameters, of these by their canonical names."""
+    own = {name: parameter.grad for name, parameter in module.named_parameters() if parameter.grad is not None}
+    reached = {name: tensor.grad for name, tensor in inputs.items() if tensor.grad is not None}
+    return reached | dict(to_canonical(module, own, moments=True))
 
 
 def _check_served(subject: Subject, feature: str, tried: tuple[Agreement, ...]) -> None:

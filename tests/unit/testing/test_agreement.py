@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
+from transom import LayoutMap
+from transom.checkpoint.layout_map import Rule
+from transom.checkpoint.layout_operations import Concat
 from transom.slots.norm import NormRequest
 from transom.testing import ConformanceError
 from transom.testing.agreement import (
@@ -45,6 +50,31 @@ def _agreement(run=None, expected=None, **fields) -> Agreement:
 @pytest.fixture
 def subject(norm):
     return Subject(norm())
+
+
+class Parted(nn.Module):
+    """Keeps its parameter in two parts, and says so."""
+
+    def __init__(self, dtype: str, order: tuple[str, str]):
+        super().__init__()
+        dtype = getattr(torch, dtype)
+        self.head, self.tail = nn.Parameter(torch.ones(1, dtype=dtype)), nn.Parameter(torch.ones(2, dtype=dtype))
+        self.order = order
+
+    def layout_map(self):
+        return LayoutMap([Rule(self.order, "weight", Concat((1, 2) if self.order[0] == "head" else (2, 1)))])
+
+    def forward(self, x):
+        return x * torch.cat([self.head, self.tail])
+
+
+def test_check_agreement_sees_parameters_in_the_canonical_layout(subject):
+    agreement = _agreement()
+    right = replace(agreement, make=lambda subject, request: Parted(request.context.dtype, ("head", "tail")))
+    check_agreement(subject, right, "float32")
+    wrong = replace(agreement, make=lambda subject, request: Parted(request.context.dtype, ("tail", "head")))
+    with pytest.raises(ConformanceError, match="output"):
+        check_agreement(subject, wrong, "float32")
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])

@@ -5,6 +5,8 @@ from transom.errors import ConfigError
 from transom.transformer.rope_scaling import RopeScaling
 from transom.transformer.transformer_config import TransformerConfig
 
+DIVISORS = "a list of numbers above 0, one a pair, is needed."
+
 
 @pytest.mark.parametrize(
     ("scaling", "field", "right"),
@@ -33,6 +35,17 @@ from transom.transformer.transformer_config import TransformerConfig
             {"type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64, "beta_slow": 32},
             "beta_slow",
             "beta_slow is 32; a number below beta_fast (32.0) is needed.",
+        ),
+        ({"type": "longrope"}, "frequency_divisors", f"frequency_divisors is None; {DIVISORS}"),
+        (
+            {"type": "longrope", "frequency_divisors": [1.0, 0]},
+            "frequency_divisors",
+            f"frequency_divisors is (1.0, 0); {DIVISORS}",
+        ),
+        (
+            {"type": "linear", "factor": 2.0, "frequency_divisors": [1.0]},
+            "frequency_divisors",
+            "frequency_divisors is (1.0,); type linear has no such number.",
         ),
         (
             {"type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64, "mscale_all_dim": 1.0},
@@ -65,6 +78,7 @@ def test_rope_scaling_is_checked_when_a_config_gets_a_mapping():
     [
         {"type": "linear", "factor": 2.0},
         {"type": "xpos", "scale_base": 256.0},
+        {"type": "longrope", "frequency_divisors": [1.0, 1.5], "attention_factor": 1.2},
         {"type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64, "low_freq_factor": 2.0},
         {"type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64, "mscale": 0.7, "mscale_all_dim": 1.0},
     ],

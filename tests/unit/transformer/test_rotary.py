@@ -222,6 +222,17 @@ def test_yarn_amplifies_when_the_context_is_longer(options: dict[str, float], am
         close(query, naive(x, torch.arange(3), frequencies, interleaved=False, amplitude=amplitude))
 
 
+@pytest.mark.parametrize("factor", [None, 1.25])
+def test_longrope_divides_each_frequency_by_its_own_number(factor: float | None, rotary: Any) -> None:
+    divisors = (1.0, 1.5, 2.0, 8.0)
+    module = rotary(8, rope_scaling={"type": "longrope", "frequency_divisors": divisors, "attention_factor": factor})
+    x = torch.randn(1, 3, 1, 8, dtype=torch.float64)
+    frequencies = [10000.0 ** (-i / 4) / divisor for i, divisor in enumerate(divisors)]
+    for positions in (None, torch.arange(3)):
+        query, _ = module(x, x, positions)
+        close(query, naive(x, torch.arange(3), frequencies, interleaved=False, amplitude=factor or 1.0))
+
+
 @pytest.mark.parametrize("interleaved", [False, True], ids=["half-split", "pairs"])
 def test_xpos_lets_queries_grow_and_keys_fall_when_positions_grow(interleaved: bool, rotary: Any) -> None:
     module = rotary(8, rotary_interleaved=interleaved, rope_scaling={"type": "xpos", "scale_base": 16.0})

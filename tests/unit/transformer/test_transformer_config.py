@@ -65,6 +65,12 @@ IMPOSSIBLE = [
         2,
         "qk_layernorm_across_heads needs all heads on one rank",
     ),
+    (
+        {**ROPE, "rope_scaling": {"type": "longrope", "frequency_divisors": [1.0, 2.0]}},
+        "rope_scaling",
+        RopeScaling(type="longrope", frequency_divisors=(1.0, 2.0)),
+        "a divisor for each of the 4 pairs that RoPE rotates is needed",
+    ),
     ({"embedding_multiplier": 0}, "embedding_multiplier", 0.0, ABOVE_ZERO),
     ({"embedding_multiplier": None}, "embedding_multiplier", None, ABOVE_ZERO),
     ({"final_logit_softcapping": -1.0}, "final_logit_softcapping", -1.0, ABOVE_ZERO),
