@@ -13,6 +13,10 @@ from typing import Any
 
 import model_jobs
 import pytest
+import torch
+from transom.checkpoint.store import open_checkpoint
+from transom.pretrained.convert import convert
+from transom.pretrained.load import from_pretrained
 
 pytestmark = pytest.mark.multiprocess
 
@@ -102,6 +106,21 @@ def test_ranks_have_the_loss_curve_of_one_process(
     count = sizes.get("tp", 1) * sizes.get("dp", 1)
     finish(described(tmp_path / "run", **sizes), count)
     assert alike(losses(tmp_path / "run"), losses(alone))
+    found = from_pretrained(tmp_path / "run").state_dict()
+    for name, expected in from_pretrained(alone).state_dict().items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_weights_of_ranks_are_converted_like_those_of_one_process(
+    described: Described, alone: Path, tmp_path: Path
+) -> None:
+    finish(described(tmp_path / "run", tp=2, steps=2), 2)
+    made = convert(tmp_path / "run", tmp_path / "whole", to="transom")
+    assert made.tensors == convert(alone, tmp_path / "other", to="transom").tensors
+    assert open_checkpoint(tmp_path / "whole").manifest.sizes == {}
+    found = from_pretrained(tmp_path / "whole").state_dict()
+    for name, expected in from_pretrained(tmp_path / "run").state_dict().items():
+        assert torch.equal(found[name], expected)
 
 
 def test_run_goes_on_with_other_numbers_of_ranks_and_alone(described: Described, alone: Path, tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from transom.checkpoint.hugging_face.settings import CONFIG
 from transom.checkpoint.layout_map import LayoutMap
 from transom.checkpoint.manifest import Manifest
 from transom.checkpoint.megatron import megatron_layout, megatron_names
-from transom.checkpoint.model_state import differences, fitted, mismatch, model_outlines
-from transom.checkpoint.store import WEIGHTS, open_checkpoint, save_weights
+from transom.checkpoint.model_state import differences, fitted, mismatch, model_outlines, model_tensors
+from transom.checkpoint.store import WEIGHTS, Checkpoint, open_checkpoint, save_weights
 from transom.checkpoint.torchtune import torchtune_layout
 from transom.checkpoint.weight_files import NamedWeights, WeightFiles
 from transom.checkpoint.weight_writer import write_shards
@@ -32,6 +32,7 @@ from transom.specs.load import load_spec
 from transom.specs.lock import Lock
 from transom.specs.plan import Plan, plan
 from transom.specs.spec import ModelSpec
+from transom.transformer.initialization import leave_uninitialized
 from transom.transformer.utils import torch_dtype
 
 __all__ = ["ORIGINAL", "SHARD_BYTES", "Converted", "Form", "convert"]
@@ -209,15 +210,25 @@ def _from_transom(path: Path) -> _Source:
     opened = open_checkpoint(path)
     manifest = opened.manifest
     made = plan(load_spec(manifest.spec), mode="infer")
-    file = opened.file(WEIGHTS)
-    stored = WeightFiles([file])
-    outlines = {name: stored.outline(name) for name in stored}
-    problems = differences(_outlines(made), outlines | {name: outlines[owner] for name, owner in manifest.tied.items()})
+    stored, tied = _of_ranks(opened, made) if manifest.sizes else (WeightFiles([opened.file(WEIGHTS)]), manifest.tied)
+    outlines = {name: stored.outline(name) if isinstance(stored, WeightFiles) else stored[name] for name in stored}
+    problems = differences(_outlines(made), outlines | {name: outlines[owner] for name, owner in tied.items()})
     if problems:
-        raise mismatch(str(file), "the weights are not those that the checkpoint's spec describes", problems)
+        what = "the weights are not those that the checkpoint's spec describes"
+        raise mismatch(str(opened.folder / WEIGHTS), what, problems)
     original = opened.file(ORIGINAL) if ORIGINAL in manifest.files else None
     carried = [opened.file(name) for name in _CARRIED if name in manifest.files]
-    return _Source(made, outlines, stored, manifest.tied, carried, original)
+    return _Source(made, outlines, stored, tied, carried, original)
+
+
+def _of_ranks(opened: Checkpoint, made: Plan) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
+    """Put together what ranks saved, each its part."""
+    from transom.distributed.restore import load_sharded_model
+
+    with leave_uninitialized():
+        model = build(made, seed=0)
+    load_sharded_model(opened, model)
+    return model_tensors(model)
 
 
 def _outlines(made: Plan) -> dict[str, Tensor]:
