@@ -1,6 +1,7 @@
-# The verbs: demo, test, lint, docs, bench. Each sets up what it needs first, in .venv; nothing else has to be installed.
+# The verbs: demo, test, test-gpu, lint, docs, bench. Each sets up what it needs first, in .venv; nothing else has to be installed.
 #   make demo                     train a small model, print its plan, its loss curve and a sample, swap its parts
 #   make test                     every test, with coverage
+#   make test-gpu                 on a CUDA machine: what is there of the GPU packages, and a table of what ran
 #   make bench                    compare speed with a hand-written model and other libraries; writes docs/benchmarks
 #   make PYTHON=python3.12 test   with another Python (3.11 or newer; remove .venv first)
 
@@ -9,7 +10,7 @@ BIN := .venv/bin
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml contrib/*/pyproject.toml))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench
+.PHONY: help demo test test-gpu lint docs bench
 .DELETE_ON_ERROR:
 
 help:
@@ -35,6 +36,10 @@ test: export OMP_NUM_THREADS = 1
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=
 	$(BIN)/coverage report --skip-covered --include='*/transom/registry/*,*/transom/specs/*' --fail-under=90
+
+# The packages for GPUs are nobody's dependency: install into .venv those that are to be tried.
+test-gpu: .venv/installed
+	$(BIN)/python -m pytest tests/gpu
 
 lint: .venv/installed
 	$(BIN)/ruff check .
