@@ -163,3 +163,37 @@ def test_generate_compiles_when_told(run, capsys, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda step, **settings: compiled.append(settings) or step)
     assert _json(capsys, run, "--prompt", "to be", "--greedy", "--compile")["tokens"]
     assert compiled == [{"fullgraph": True, "dynamic": False}]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Give a folder of Hugging Face's form, with a tokenizer of 40 words."""
+    transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
+    import torch
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.LlamaConfig(vocab_size=40, max_position_embeddings=32, initializer_range=0.5, **sizes)
+    path = tmp_path_factory.mktemp("hugging_face")
+    transformers.LlamaForCausalLM(config).save_pretrained(path)
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({f"w{i}": i for i in range(40)}, unk_token="w0"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.save(str(path / "tokenizer.json"))
+    (path / "generation_config.json").write_text('{"eos_token_id": 99}')
+    return path
+
+
+def test_generate_ends_where_a_model_of_hugging_face_ends_its_texts(folder, capsys):
+    arguments = (str(folder), "--prompt", "w5 w6", "--greedy", "--max-new-tokens", "12")
+    free = _json(capsys, *arguments)
+    assert len(free["tokens"]) == 12
+    end = free["tokens"][3]
+    length = free["tokens"].index(end) + 1
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [end, 99]}))
+    ended = _json(capsys, *arguments)
+    assert ended["tokens"] == free["tokens"][:length]
+    assert ended["text"].split() == [f"w{token}" for token in ended["tokens"][:-1]]
+    both = _json(capsys, *arguments, "--prompt", "w5 w6", "--seed", "0")
+    assert [row["text"] for row in both] == [ended["text"]] * 2
+    beams = _json(capsys, str(folder), "--prompt", "w5 w6", "--beams", "3", "--max-new-tokens", "12")
+    assert end not in beams["tokens"][:-1]
