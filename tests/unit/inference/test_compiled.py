@@ -89,6 +89,24 @@ def test_beams_have_one_graph(model):
     assert counting.graphs == 1
 
 
+@pytest.mark.parametrize("read", [[[5, 6, 7], [8, 9, 10]], [[5, 6, 7], [11]]], ids=["even", "padded"])
+def test_what_an_encoder_decoder_writes_has_one_graph(read):
+    config = {
+        "num_layers": 2,
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "position_embedding_type": "relative",
+        "init_method_std": 0.5,
+    }
+    spec = {"model": "t5", "vocab_size": 40, "max_sequence_length": 16, "config": config, "masks": ["padding"]}
+    model, counting = transom.build(spec, mode="infer", seed=0), Counting()
+    settings = GenerationSettings(greedy=True, max_new_tokens=9, start_id=0, compile=counting)
+    plain = generate(model, read, replace(settings, compile=False))
+    for _ in range(2):
+        assert [row.tokens for row in generate(model, read, settings)] == [row.tokens for row in plain]
+    assert counting.graphs == 1
+
+
 def test_each_model_has_graphs_of_its_own(spec):
     counting = Counting()
     settings = GenerationSettings(greedy=True, max_new_tokens=3, compile=counting)
