@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn import Parameter
+from transom.transformer.collectives import Ranks, copy_to_ranks, gather_sequence, scatter_sequence, sum_over_ranks
 
 from .ops import FUNCTIONS
 
@@ -52,11 +53,12 @@ class Linear(Base):
                  ub_overlap_rs=False, ub_name=None, delay_wgrad_compute=False):  # fmt: skip
         super().__init__()
         assert parallel_mode in ("column", "row")
-        assert tp_size == 1
-        assert not sequence_parallel
-        self.fill("weight", (out_features, in_features), params_dtype, device)
+        self.ranks, self.mode, self.sequence = Ranks.of(tp_group), parallel_mode, sequence_parallel
+        assert tp_size == self.ranks.size
+        out = out_features // (tp_size if parallel_mode == "column" else 1)
+        self.fill("weight", (out, in_features // (tp_size if parallel_mode == "row" else 1)), params_dtype, device)
         if bias:
-            self.fill("bias", (out_features,), params_dtype, device)
+            self.fill("bias", (out,), params_dtype, device)
         else:
             self.bias = torch.Tensor().to(dtype=params_dtype)
         self.use_bias, self.return_bias = bias, return_bias
@@ -64,11 +66,16 @@ class Linear(Base):
 
     def forward(self, inp, is_first_microbatch=None):
         self.note()
+        if self.ranks.size > 1 and self.mode == "column":
+            inp = _first(gather_sequence, inp, self.ranks) if self.sequence else copy_to_ranks(inp, self.ranks)
         bias = self.bias if self.use_bias and not self.return_bias else None
+        assert bias is None or self.mode == "column"
         if self.store is None:
             out = F.linear(inp, self.weight, bias)
         else:
             out = _Later.apply(inp, self.weight, bias, self.store)
+        if self.ranks.size > 1 and self.mode == "row":
+            out = _first(scatter_sequence, out, self.ranks) if self.sequence else sum_over_ranks(out, self.ranks)
         return (out, self.bias) if self.return_bias else out
 
     def __deepcopy__(self, memo):
@@ -126,6 +133,11 @@ class LayerNorm(_Norm):
 
 class RMSNorm(_Norm):
     kind = "RMSNorm"
+
+
+def _first(exchange, x, ranks):
+    """Exchange along the first dimension, as Transformer Engine does: sequences come before batches."""
+    return exchange(x.transpose(0, 1), ranks).transpose(0, 1)
 
 
 class LayerNormLinear(Base):
