@@ -170,6 +170,4 @@ class T5LMHead(Module):
         return loss(self._scaled(hidden_states), weight, labels, self.bias)
 
     def _scaled(self, hidden_states: Tensor) -> Tensor:
-        # The residual stream may be in float32 while the weights are not.
-        hidden_states = hidden_states.to(self.dtype)
         return hidden_states if self.factor == 1.0 else hidden_states * self.factor

@@ -19,6 +19,7 @@ from transom.transformer.context_cache import EncoderDecoderCache
 from transom.transformer.module import Module
 from transom.transformer.packed_seq_params import PackedSeqParams, packed_position_ids
 from transom.transformer.sharding import Offset, ShardedStateDict
+from transom.transformer.utils import torch_dtype
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -134,8 +135,7 @@ class T5Model(Module):
         )
         stage.check()
         self.encoder_config, self.masks = encoder_config, stage.masks
-        self.max_sequence_length = max_sequence_length
-        self.is_tied = share_embeddings_and_output_weights
+        self.max_sequence_length, self.is_tied = max_sequence_length, share_embeddings_and_output_weights
         self.pre_process, self.post_process = pre_process, post_process
         self.fp16_lm_cross_entropy = fp16_lm_cross_entropy
         self.embedding = stage.embedding()
@@ -189,8 +189,8 @@ class T5Model(Module):
 
         Raises:
             InputError: what this stage needs is missing or of a wrong shape.
-            MaskError: a mask of a wrong shape or dtype, or of a kind that the model was not built for.
-            CacheError: a step that does not fit into the cache.
+            MaskError: a mask has a wrong shape or dtype, or is of a kind that the model was not built for.
+            CacheError: a step does not fit into the cache.
         """
         packed, read = packed_seq_params, encoder_hidden_states
         cache, positions = self._caching(inference_params, decoder_input_ids, input_pos)
@@ -209,8 +209,8 @@ class T5Model(Module):
         """Read.
 
         Args:
-            encoder_input_ids: as in `forward`; a stage that is not the first takes what `set_input_tensor` gave.
-            encoder_attn_mask: as in `forward`.
+            encoder_input_ids: as in `forward`, like the mask; a later stage takes what `set_input_tensor` gave.
+            encoder_attn_mask: of the encoder.
 
         Returns:
             hidden states ``[b, t, h]``, final norm included after the encoder's last stage.
@@ -279,14 +279,11 @@ class T5Model(Module):
         self.cache = None
 
     def set_input_tensor(self, input_tensor: Tensor | Sequence[Tensor]) -> None:
-        """Give what the pipeline stage before returned, which the next call starts from.
+        """Give what the pipeline stage before returned, which the next call starts from; else an `InputError`.
 
         Args:
             input_tensor: with encoder layers their hidden states ``[b, t, h]``. With decoder layers alone those of the
                 whole encoder; or two tensors, those of the decoder ``[b, s, h]`` and then the encoder's.
-
-        Raises:
-            InputError: another number of tensors.
         """
         written, read = stage_inputs(input_tensor, has_encoder=self.encoder is not None)
         if self.encoder is not None:
@@ -319,8 +316,8 @@ class T5Model(Module):
         b, t = hidden.shape[:2]
         mask = mask_for("encoder_attn_mask", given, (b, t, t), self.masks, packed)
         mask = with_position_bias(mask, self.encoder_relative_pos_emb, t, positions)
-        read: Tensor = self.encoder(hidden, mask=mask, positions=positions)  # -> [b, t, h]
-        return F.dropout(read, self.read_dropout, self.training and self.encoder.post_process)
+        read = self.encoder(hidden, mask=mask, positions=positions)  # -> [b, t, h]
+        return self._ended(read, self.encoder, self.read_dropout)
 
     def _write(
         self,
@@ -342,10 +339,14 @@ class T5Model(Module):
         between = mask_for("encoder_decoder_attn_mask", masks[1], (b, s, t), self.masks, packed)
         capacity = None if cache is None else cache.capacity
         mask = with_position_bias(mask, self.decoder_relative_pos_emb, s, positions, capacity)
-        written: Tensor = self.decoder(
-            hidden, mask=mask, context=read, context_mask=between, positions=positions, cache=cache
-        )
-        return F.dropout(written, self.written_dropout, self.training and self.post_process)
+        written = self.decoder(hidden, mask=mask, context=read, context_mask=between, positions=positions, cache=cache)
+        return self._ended(written, self.decoder, self.written_dropout)
+
+    def _ended(self, hidden: Tensor, block: TransformerBlock, dropout: float) -> Tensor:
+        """Give what a stack ends with; between stages the residual stream goes on as it is, and may be wider."""
+        if not block.post_process:
+            return hidden
+        return F.dropout(hidden.to(torch_dtype(self.config.params_dtype)), dropout, self.training)
 
     def _start(self, name: str, ids: Tensor | None, positions: Tensor | None, block: TransformerBlock) -> Tensor:
         """Give what a stack starts from, ``[b, s, h]``: embeddings, or what the stage before returned."""
