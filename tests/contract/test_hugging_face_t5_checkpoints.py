@@ -120,3 +120,9 @@ def test_export_reloads_in_transformers_bit_for_bit(saved: Saved, tmp_path: Path
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert torch.equal(theirs(again, batch()), theirs(saved.model, batch()))
     assert again.config.model_type == saved.model.config.model_type
+
+
+def test_a_dtype_is_that_of_encoder_and_decoder(saved: Saved, tmp_path: Path) -> None:
+    convert(saved.folder, tmp_path / "ours", dtype="bfloat16")
+    model = transom.from_pretrained(tmp_path / "ours")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}

@@ -147,12 +147,12 @@ def convert(
     outlines = {name: _cast(outline, dtype) for name, outline in opened.outlines.items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     if (to or ("hf" if form == "transom" else "transom")) == "transom":
-        written = _to_transom(opened, outlines, target, dtype)
+        kind, written = _to_transom(opened, outlines, target, dtype)
     else:
-        written = _to_hugging_face(opened, outlines, target, family, shard_bytes)
+        kind, written = _to_hugging_face(opened, outlines, target, family, shard_bytes)
     names = tuple(sorted(path.name for path in target.iterdir()))
-    size = sum(outline.numel() * outline.dtype.itemsize for outline in outlines.values())
-    return Converted(target, written, len(outlines), size, names)
+    size = sum(outline.numel() * outline.dtype.itemsize for outline in written.values())
+    return Converted(target, kind, len(written), size, names)
 
 
 def _open(
@@ -211,7 +211,9 @@ def _from_transom(path: Path) -> _Source:
     manifest = opened.manifest
     made = plan(load_spec(manifest.spec), mode="infer")
     stored, tied = _of_ranks(opened, made) if manifest.sizes else (WeightFiles([opened.file(WEIGHTS)]), manifest.tied)
-    outlines = {name: stored.outline(name) if isinstance(stored, WeightFiles) else stored[name] for name in stored}
+    outlines = {
+        name: stored.outline(name) if isinstance(stored, WeightFiles) else stored[name].to("meta") for name in stored
+    }
     problems = differences(_outlines(made), outlines | {name: outlines[owner] for name, owner in tied.items()})
     if problems:
         what = "the weights are not those that the checkpoint's spec describes"
@@ -240,11 +242,16 @@ def _cast(outline: Tensor, dtype: str | None) -> Tensor:
     return outline if dtype is None or not outline.is_floating_point() else outline.to(torch_dtype(dtype))
 
 
-def _to_transom(source: _Source, outlines: Mapping[str, Tensor], target: Path, dtype: str | None) -> str:
+_Written = tuple[str, Mapping[str, Tensor]]
+"""The form of what was written, and the outlines of its weights by the names they got."""
+
+
+def _to_transom(source: _Source, outlines: Mapping[str, Tensor], target: Path, dtype: str | None) -> _Written:
     spec = source.spec.to_dict()
-    if dtype is not None:
-        config = source.spec.config.replace(params_dtype=dtype, fp16=False, bf16=False)
-        spec["config"] = config.to_dict()
+    for name in ("config", "encoder_config"):
+        config = getattr(source.spec, name)
+        if dtype is not None and config is not None:
+            spec[name] = config.replace(params_dtype=dtype, fp16=False, bf16=False).to_dict()
     tokenizer = next((path.name for path in source.carried if path.name == TOKENIZER), "bytes")
     manifest = Manifest(
         transom=version("transom"),
@@ -259,24 +266,24 @@ def _to_transom(source: _Source, outlines: Mapping[str, Tensor], target: Path, d
     if source.original is not None:
         files[ORIGINAL] = source.original
     save_weights(target, manifest, outlines, source.tensors, files)
-    return "transom"
+    return "transom", outlines
 
 
 def _to_hugging_face(
     source: _Source, outlines: Mapping[str, Tensor], target: Path, name: str | None, shard_bytes: int
-) -> str:
+) -> _Written:
     original: dict[str, Any] = {} if source.original is None else json.loads(source.original.read_text("utf-8"))
     family = choose_family(source.spec, name, first=original.get("model_type"))
     layout = family.layout(source.spec)
     _check_names(family.model_type, layout, outlines)
+    theirs = dict(layout.backward(outlines))
     settings = exported_settings(family, source.spec, dtype=_dtype_of(outlines), original=original)
     with new_folder(target) as partial:
         (partial / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         for path in source.carried:
             shutil.copyfile(path, partial / path.name)
-        theirs = dict(layout.backward(outlines))
         write_shards(partial, "model", theirs, layout.backward(source.tensors), most_bytes=shard_bytes)
-    return family.model_type
+    return family.model_type, theirs
 
 
 def _check_names(form: str, layout: LayoutMap, outlines: Mapping[str, Tensor]) -> None:
