@@ -89,9 +89,7 @@ def reference_parts(config: TransformerConfig, vocab_size: int) -> T5Parts:
         head_size=config.kv_channels,
         value_head_size=config.kv_channels,
     )
-    loss = LossRequest(
-        context=context, vocab_size=vocab_size, z_loss=config.z_loss, softcap=config.final_logit_softcapping
-    )
+    loss = LossRequest(context=context, vocab_size=vocab_size, z_loss=config.z_loss)
     return T5Parts(
         word_embeddings=VocabEmbedding,
         position_embeddings=VocabEmbedding,
@@ -111,3 +109,7 @@ def disagreements(config: TransformerConfig, encoder_config: TransformerConfig) 
             yield name, f"the encoder's {name} is {found!r} and the decoder's {wanted!r}"
     if config.position_embedding_type == "alibi":
         yield "position_embedding_type", "alibi is for decoder-only models"
+    if config.final_logit_softcapping is not None:
+        yield "final_logit_softcapping", "final_logit_softcapping is for decoder-only models"
+    if any(each.embedding_multiplier != 1.0 for each in (config, encoder_config)):
+        yield "embedding_multiplier", "embedding_multiplier is for decoder-only models"

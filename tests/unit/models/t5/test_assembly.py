@@ -162,6 +162,12 @@ def test_an_encoder_that_does_not_fit_is_refused_when_planned() -> None:
         transom.plan(spec_of(config={"position_embedding_type": "alibi"}))
 
 
+@pytest.mark.parametrize("field", ["final_logit_softcapping", "embedding_multiplier"])
+def test_what_t5_does_not_compute_is_refused_when_planned(field: str) -> None:
+    with pytest.raises(ResolutionError, match=f"{field} is for decoder-only models"):
+        transom.plan(spec_of(config={field: 2.0}))
+
+
 def test_too_many_encoder_layers_are_refused() -> None:
     with pytest.raises(ConfigError, match="num_layers is 20000; at most 10000 layers are planned") as error:
         transom.plan(spec_of(encoder_config=CONFIG | {"num_layers": 20_000}))
