@@ -109,6 +109,10 @@ def disagreements(config: TransformerConfig, encoder_config: TransformerConfig) 
             yield name, f"the encoder's {name} is {found!r} and the decoder's {wanted!r}"
     if config.position_embedding_type == "alibi":
         yield "position_embedding_type", "alibi is for decoder-only models"
+    for each in (config, encoder_config):
+        for name, none in (("embedding_multiplier", 1.0), ("final_logit_softcapping", None)):
+            if getattr(each, name) != none:
+                yield name, f"{name} is {getattr(each, name)!r}, which T5 has no place for"
     if config.final_logit_softcapping is not None:
         yield "final_logit_softcapping", "final_logit_softcapping is for decoder-only models"
     if any(each.embedding_multiplier != 1.0 for each in (config, encoder_config)):

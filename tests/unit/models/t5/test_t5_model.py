@@ -296,6 +296,17 @@ def test_t5_refuses_alibi(make_t5: Any) -> None:
         make_t5(position_embedding_type="alibi")
 
 
+@pytest.mark.parametrize(
+    "fields", [{"embedding_multiplier": 2.0}, {"final_logit_softcapping": 30.0}], ids=lambda f: [*f][0]
+)
+def test_t5_refuses_what_it_has_no_place_for(fields: dict[str, float], make_t5: Any) -> None:
+    ((name, value),) = fields.items()
+    for arguments in (fields, {"encoder": fields}):
+        with pytest.raises(ConfigError, match=f"{name} is {value}, which T5 has no place for") as error:
+            make_t5(**arguments)
+        assert error.value.field == name
+
+
 def test_t5_survives_pickling_and_copying(make_t5: Any, ids: Any) -> None:
     model = make_t5(position_embedding_type="relative")
     arguments = (ids(1, 4), ids(1, 3), None, None, None)
