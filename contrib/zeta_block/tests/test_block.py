@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import transom_zeta_block
 from torch import Tensor, nn
 from transom.errors import ConfigError, InputError, MaskError
-from transom_zeta_block.block import TransformerBlock
+from transom_zeta_block import TransformerBlock
 
 DATA = Path(__file__).parent / "data"
 CASES = sorted(path.stem for path in DATA.glob("*.pt"))
@@ -292,3 +293,9 @@ def test_block_refuses_another_number_of_finetune_modules() -> None:
 def test_block_refuses_a_mask_of_another_dtype() -> None:
     with pytest.raises(MaskError, match="key_padding"):
         make()(torch.randn(B, S, DIM, dtype=torch.float64), mask=torch.ones(B, S))
+
+
+def test_package_has_the_block_and_nothing_else() -> None:
+    assert transom_zeta_block.TransformerBlock is TransformerBlock
+    with pytest.raises(AttributeError, match="module 'transom_zeta_block' has no attribute 'Nothing'"):
+        transom_zeta_block.Nothing  # noqa: B018
