@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -140,8 +141,12 @@ def test_build_refuses_a_parent_that_builds_other_than_it_planned(fakes, make_sp
 
 
 def test_build_gives_an_architecture_without_parts_its_empty_submodules(fakes, make_spec):
+    @dataclass(frozen=True)
+    class Nothing:
+        pass
+
     class Bare(nn.Module):
-        Submodules = dict
+        Submodules = Nothing
 
         def __init__(self, config, submodules, is_expert=False, input_size=None, ffn_hidden_size=None, tp_group=None):
             super().__init__()
@@ -153,7 +158,7 @@ def test_build_gives_an_architecture_without_parts_its_empty_submodules(fakes, m
     class Barer(Bare):
         Submodules = None
 
-    for builder, given in ((Bare, {}), (Barer, None)):
+    for builder, given in ((Bare, Nothing()), (Barer, None)):
         with fakes.override("mlp", "bare", builder):
             spec = make_spec(use={"mlp": "bare"})
             del spec["use"]["linear"]

@@ -36,7 +36,7 @@ EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 _VERBS: Mapping[str, str] = {
     "list": "List slots and the implementations that fill them.",
-    "show": "Show everything that is known about one implementation.",
+    "show": "Show everything that is known about one implementation, hook or bundle.",
     "plan": "Show which implementation a spec gets at every place, and why.",
     "lock": "Write down what a spec gets at every place, for others to get the same.",
     "schema": "Print the JSON Schema of specs or of cards.",
@@ -45,7 +45,7 @@ _VERBS: Mapping[str, str] = {
     "check": "Check a distribution or an implementation; exit with 1 when something is wrong.",
     "bench": "Compare implementations of a slot: outputs, gradients and speed.",
     "train": "Train the model that a spec describes.",
-    "generate": "Continue a text with a trained checkpoint.",
+    "generate": "Continue texts with a trained checkpoint.",
     "convert": "Write a checkpoint in another form: Hugging Face's, or Transom's own.",
 }
 

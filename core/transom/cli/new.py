@@ -25,9 +25,10 @@ __all__ = ["command"]
 )
 @click.option("--author", help="For metadata and licence.")
 def command(name: str, slot: str, out: Path | None, author: str | None) -> None:
-    """Write a plugin that works: a package named NAME, with an implementation, its card and its tests.
+    """Write a plugin that works, for its author to go on from.
 
-    It is correct as it stands: replace the mathematics, and let the tests say whether it still is.
+    It is a package named NAME, with an implementation, its card and its tests, and correct as it stands: replace the
+    mathematics, and let the tests say whether it still is.
     """
     from transom.authoring.new_plugin import new_plugin
 

@@ -131,7 +131,7 @@ def test_show_prints_the_traceback_when_the_import_fails(install, capsys):
     ("ref", "sentence", "hint"),
     [
         ("decodr", "no implementation is named 'decodr'.", "decoder?   All: transom list"),
-        ("norm/torch_nrm", "no norm is named 'torch_nrm'.", "torch_norm?   All: transom list norm"),
+        ("norm/torch_nrm", "no norm is named 'torch_nrm'.", "All: transom list norm"),
         ("norm", "no implementation is named 'norm'.", "norm is a slot: transom list norm   All: transom list"),
         ("acme/dot_product", "no implementation is named 'acme/dot_product'.", "dot_product?"),
     ],

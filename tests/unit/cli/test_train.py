@@ -90,7 +90,7 @@ REFUSED = {
     "unknown recipe": (["tiny-lama"], "SpecError", "tiny-llama?"),
     "missing data": (["small.yaml", "--data", "nowhere.txt"], "DataError", "no file or folder 'nowhere.txt'"),
     "empty data": (["small.yaml", "--data", "empty.txt"], "DataError", "empty.txt is empty"),
-    "unknown name": (["small.yaml", "--use", "norm=trch_norm"], "UnknownImplementationError", "torch_norm?"),
+    "unknown name": (["small.yaml", "--use", "norm=trch_norm"], "UnknownImplementationError", "Try:        torch_norm"),
     "unknown slot": (["small.yaml", "--use", "nrom=torch_norm"], "UnknownSlotError", "norm?"),
     "no steps": (["small.yaml", "--steps", "0"], "Error", "0 is not in the range x>=1"),
     "words for a number": (["small.yaml", "--steps", "many"], "Error", "'many' is not a valid integer range"),
