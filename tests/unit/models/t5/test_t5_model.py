@@ -297,7 +297,7 @@ def test_t5_refuses_alibi(make_t5: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"embedding_multiplier": 2.0}, {"final_logit_softcapping": 30.0}], ids=lambda f: [*f][0]
+    "fields", [{"embedding_multiplier": 2.0}, {"final_logit_softcapping": 30.0}], ids=lambda f: next(iter(f))
 )
 def test_t5_refuses_what_it_has_no_place_for(fields: dict[str, float], make_t5: Any) -> None:
     ((name, value),) = fields.items()
