@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from transom.transformer.initialization import NormalInit, initialize
+from transom.transformer.initialization import NormalInit, initialize, leave_uninitialized
 
 
 def test_normal_init_draws_what_torch_draws():
@@ -60,3 +60,13 @@ def test_initialize_draws_on_the_cpu_for_other_devices_when_told_to(make_config)
     initialize(weight, NormalInit(1.0), make_config(use_cpu_initialization=True))
     torch.manual_seed(3)
     assert torch.equal(weight.copied.as_subclass(torch.Tensor), torch.empty(4).normal_())
+
+
+def test_initialize_draws_nothing_where_a_checkpoint_will_fill_the_weights(make_config):
+    weight, state = torch.full((4,), 7.0), torch.get_rng_state()
+    with leave_uninitialized():
+        initialize(weight, NormalInit(1.0), make_config())
+    assert weight.tolist() == [7.0] * 4
+    assert torch.equal(torch.get_rng_state(), state)
+    initialize(weight, NormalInit(1.0), make_config())
+    assert weight.tolist() != [7.0] * 4
