@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 import transom
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transom.checkpoint.manifest import Manifest
 from transom.checkpoint.store import open_checkpoint, save_checkpoint
 from transom.distributed import store
@@ -104,8 +103,7 @@ def load_on_ranks(folder: str, sizes: dict[str, int], changes: dict[str, Any], g
 
 
 def canonical(parameter: Tensor) -> Tensor:
-    full = parameter.detach().full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
-    return model_jobs.whole(full) if full.dim() != 3 else full.flatten(0, 1)
+    return model_jobs.whole(parameter.detach())
 
 
 def refuse(

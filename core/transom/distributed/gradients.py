@@ -45,7 +45,8 @@ class GradientNorm:
     """The norm of all gradients of a model together, each counted once however many ranks hold it.
 
     Args:
-        model: whose parameters are where they will be: after `transom.distributed.data_parallel.shard_over_data`.
+        model: this rank's, or its stages of a pipeline; its parameters are where they will be: after
+            `transom.distributed.data_parallel.shard_over_data`.
         mesh: of the ranks.
     """
 
@@ -56,6 +57,7 @@ class GradientNorm:
             model, metadata={"tensor_parallel_rank": mesh.place("tp"), "singleton_local_shards": True}
         )
         splits = {id(entry.data): _is_split(entry) for entry in state.values()}
+        self._copies = {id(parameter) for parameter in _copies(model)}
         for parameter in model.parameters():
             if parameter.requires_grad:
                 over = self._split_over(parameter, splits.get(id(parameter), False))
@@ -85,7 +87,8 @@ class GradientNorm:
         total = torch.zeros((), device=device)
         # Every rank takes part in every sum, even where it holds nothing of the kind.
         for over in _SPLITS:
-            found = [_local(p.grad) for p in self._parameters.get(over, ()) if p.grad is not None]
+            counted = [p for p in self._parameters.get(over, ()) if id(p) not in self._copies]
+            found = [_local(p.grad) for p in counted if p.grad is not None]
             squares = _sum_of_squares(found, device)
             for name in over:
                 dist.all_reduce(squares, group=self._mesh.group(name))
@@ -102,6 +105,14 @@ class GradientNorm:
             placed = zip(dimensions, parameter.placements, strict=True)
             names |= {name for name, placement in placed if isinstance(placement, Shard | _StridedShard)}
         return tuple(name for name in ("dp", "tp") if name in names)
+
+
+def _copies(model: nn.Module) -> Iterable[nn.Parameter]:
+    """Give the parameters of pipeline stages that another stage owns."""
+    for module in model.modules():
+        copies = getattr(module, "copies", None)
+        if callable(copies):
+            yield from copies()
 
 
 def _is_split(entry: ShardedTensor | ShardedTensorFactory) -> bool:
