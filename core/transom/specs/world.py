@@ -255,7 +255,7 @@ class _Shares:
     def own(self, node: Node) -> tuple[Cost, Cost]:
         """Likewise, without what is inside it."""
         whole = own_cost(node, self.length)
-        for name, size in _divided(node):
+        for name, size in _divided(node, self.ranks):
             if size % self.ranks:
                 what = f"{node.path}: {name} {size} does not divide over {self.ranks} tensor-parallel ranks."
                 raise _error(what, f"a tp that divides {size}")
@@ -268,8 +268,8 @@ def _less(cost: Cost, other: Cost) -> Cost:
     )
 
 
-def _divided(node: Node) -> Iterator[tuple[str, int]]:
-    """Yield what must divide over the ranks."""
+def _divided(node: Node, over: int) -> Iterator[tuple[str, int]]:
+    """Yield what must divide over so many ranks; a key/value head may also be on several of them."""
     request = node.request
     if isinstance(request, LinearRequest):
         name = "output_size" if node.slot == "column_linear" else "input_size"
@@ -279,14 +279,22 @@ def _divided(node: Node) -> Iterator[tuple[str, int]]:
     if isinstance(request, CoreAttentionRequest):
         ranks = request.context.tensor_parallel_size
         yield "num_attention_heads", request.num_attention_heads * ranks
-        yield "num_query_groups", request.num_query_groups * ranks
+        groups = _groups(request)
+        if over % groups:
+            yield "num_query_groups", groups
+
+
+def _groups(request: CoreAttentionRequest) -> int:
+    """Key/value heads over all ranks."""
+    return request.num_query_groups * request.context.tensor_parallel_size
 
 
 def _share(node: Node, whole: Cost, ranks: int) -> Cost:
     request = node.request
     if not isinstance(request, LinearRequest | EmbeddingRequest | CoreAttentionRequest | ModelRequest):
         return whole
-    share = Cost(whole.parameters // ranks, whole.flops // ranks, whole.kv_bytes // ranks, whole.is_complete)
+    caches = min(ranks, _groups(request)) if isinstance(request, CoreAttentionRequest) else ranks
+    share = Cost(whole.parameters // ranks, whole.flops // ranks, whole.kv_bytes // caches, whole.is_complete)
     if node.slot == "row_linear" and isinstance(request, LinearRequest) and request.bias:
         weight = request.input_size * request.output_size
         return replace(share, parameters=weight // ranks + request.output_size)

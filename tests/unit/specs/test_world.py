@@ -45,6 +45,13 @@ def test_one_rank_has_everything(shared):
     assert stage.layers == ((0, 6),)
 
 
+def test_key_value_head_is_on_several_ranks_where_there_are_more_of_them():
+    made = make(num_query_groups=2)
+    (whole,), (two,), (four,) = (split(made, World(tp=tp)) for tp in (1, 2, 4))
+    assert whole.cost.kv_bytes == 2 * two.cost.kv_bytes == 2 * four.cost.kv_bytes
+    assert four.cost.parameters < two.cost.parameters
+
+
 def test_tensor_parallel_rank_has_its_part_of_matrices_and_heads_and_whole_norms():
     made = make()
     (stage,) = split(made, World(tp=4))
@@ -185,10 +192,10 @@ def test_places_that_are_not_told_are_whole_on_each_rank(fakes, make_spec):
             "another pp or vpp, or layout=, for instance pp=3,layout=Et*3|t*4|t*3,L",
         ),
         (
-            {"num_query_groups": 2},
-            World(tp=4),
-            "layers.0.self_attention.core_attention: num_query_groups 2 does not divide over 4 tensor-parallel ranks.",
-            "a tp that divides 2",
+            {"num_attention_heads": 20, "num_query_groups": 4, "kv_channels": 10},
+            World(tp=10),
+            "layers.0.self_attention.core_attention: num_query_groups 4 does not divide over 10 tensor-parallel ranks.",
+            "a tp that divides 4",
         ),
         (
             {},
