@@ -101,7 +101,10 @@ def embedding(
 ) -> Part:
     """A table of ``num_embeddings`` vectors."""
     wanted = EmbeddingRequest(
-        context=request.context, features=_split_features(request.config), num_embeddings=num_embeddings, embedding_dim=embedding_dim
+        context=request.context,
+        features=_split_features(request.config),
+        num_embeddings=num_embeddings,
+        embedding_dim=embedding_dim,
     )
     return Part(slot="embedding", request=wanted, path=path)
 
