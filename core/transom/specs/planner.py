@@ -111,7 +111,7 @@ class Planner:
     def _asked(self, path: str, slot: str) -> tuple[tuple[str, ...], str]:
         rule = self._use.find(path, slot)
         if rule is not None:
-            return rule.value, rule.where
+            return rule.value, rule.place
         if slot == "model":
             where = f"model in {self.spec.source}"
             return parse_chain(self.spec.model, asked_by=where), where

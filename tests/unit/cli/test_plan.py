@@ -116,3 +116,13 @@ def test_plan_draws_a_page(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["name"] == "tiny-llama"
     assert main(["plan", "tiny-llama", "--html", str(tmp_path / "no" / "plan.html")]) == 2
     assert capsys.readouterr().err.startswith("OutputError: cannot write ")
+
+
+def test_plan_says_in_which_line_of_a_file_a_name_stands_that_nothing_has(tmp_path, capsys):
+    spec = tmp_path / "small.yaml"
+    spec.write_text(
+        "vocab_size: 8\nmax_sequence_length: 8\n"
+        "config: {num_layers: 1, hidden_size: 8, num_attention_heads: 1}\nuse:\n  norm: trch_norm\n"
+    )
+    assert main(["plan", str(spec)]) == 2
+    assert f"Asked by:   use.norm in {spec}, line 5\n" in capsys.readouterr().err
