@@ -86,7 +86,7 @@ def test_same_spec_fails_when_the_package_is_removed_again(installed):
     assert (done.returncode, done.stdout) == (2, "")
     first, *rows = done.stderr.splitlines()
     assert first == "UnknownImplementationError: no core_attention is named 'acme_attn'."
-    assert rows[0] == "  Asked by:   use.core_attention in acme.yaml, line 12"
+    assert rows[0] == "  Asked by:   use.core_attention in acme.yaml, line 13"
     assert rows[1].startswith("  Available:  dot_product (transom 0.1.0)")
     assert rows[-1].startswith("  Try:        ")
     assert rows[-1].endswith("All: transom list core_attention")
