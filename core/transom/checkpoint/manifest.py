@@ -45,7 +45,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         step: steps of the optimizer done.
         spec: of the run: the user's, with what the call changed.
         lock: who filled every slot of the model that was trained.
-        tokenizer: ``"bytes"``, or the name of the checkpoint's file that holds it.
+        tokenizer: ``"bytes"``, or the name of the checkpoint's file that holds it; `None` = there is none.
         data: where in the data the run stands; `None` = no run wrote it.
         tied: for each name of a parameter that is stored under another, that other name.
         files: every other file of the checkpoint.
@@ -58,7 +58,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     step: int
     spec: dict[str, Any]
     lock: dict[str, Any]
-    tokenizer: str = "bytes"
+    tokenizer: str | None = "bytes"
     data: DataPosition | None = None
     tied: dict[str, str] = {}
     files: dict[str, FileRecord] = {}

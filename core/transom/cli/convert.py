@@ -110,3 +110,5 @@ def command(
     else:
         kind = "a checkpoint" if made.form == "transom" else f"a folder for transformers ({made.form})"
         click.echo(f"Wrote {kind} in {made.folder}: {made.tensors} tensors, {made.bytes:,} bytes.")
+        if made.tokenizer is None:
+            click.echo("It has no tokenizer: transom generate needs one to read prompts.")

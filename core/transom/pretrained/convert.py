@@ -71,6 +71,7 @@ class Converted:
         tensors: how many were written.
         bytes: of all weights.
         files: names of everything in the folder.
+        tokenizer: ``"bytes"``, or the name of the file that holds it; `None` = what was written has none.
     """
 
     folder: Path
@@ -78,6 +79,7 @@ class Converted:
     tensors: int
     bytes: int
     files: tuple[str, ...]
+    tokenizer: str | None
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class _Source:
         tied: further names of some.
         carried: files that go along: a tokenizer's and the like.
         original: the ``config.json`` that the spec was once read from.
+        tokenizer: ``"bytes"``, or the name of the file that holds it; `None` = there is none.
     """
 
     plan: Plan
@@ -99,6 +102,7 @@ class _Source:
     tied: Mapping[str, str] = field(default_factory=dict)
     carried: Sequence[Path] = ()
     original: Path | None = None
+    tokenizer: str | None = None
 
     @property
     def spec(self) -> ModelSpec:
@@ -152,7 +156,9 @@ def convert(
         kind, written = _to_hugging_face(opened, outlines, target, family, shard_bytes)
     names = tuple(sorted(path.name for path in target.iterdir()))
     size = sum(outline.numel() * outline.dtype.itemsize for outline in written.values())
-    return Converted(target, kind, len(written), size, names)
+    # A folder of Hugging Face's form cannot say that its texts are bytes.
+    tokenizer = opened.tokenizer if kind == "transom" or opened.tokenizer in names else None
+    return Converted(target, kind, len(written), size, names, tokenizer)
 
 
 def _open(
@@ -203,6 +209,7 @@ def _from_hugging_face(path: Path, length: int | None) -> _Source:
         tensors=tensors,
         carried=[path / name for name in _CARRIED if (path / name).is_file()],
         original=path / CONFIG,
+        tokenizer=TOKENIZER if (path / TOKENIZER).is_file() else None,
     )
 
 
@@ -220,7 +227,7 @@ def _from_transom(path: Path) -> _Source:
         raise mismatch(str(opened.folder / WEIGHTS), what, problems)
     original = opened.file(ORIGINAL) if ORIGINAL in manifest.files else None
     carried = [opened.file(name) for name in _CARRIED if name in manifest.files]
-    return _Source(made, outlines, stored, tied, carried, original)
+    return _Source(made, outlines, stored, tied, carried, original, manifest.tokenizer)
 
 
 def _of_ranks(opened: Checkpoint, made: Plan) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
@@ -252,14 +259,13 @@ def _to_transom(source: _Source, outlines: Mapping[str, Tensor], target: Path, d
         config = getattr(source.spec, name)
         if dtype is not None and config is not None:
             spec[name] = config.replace(params_dtype=dtype, fp16=False, bf16=False).to_dict()
-    tokenizer = next((path.name for path in source.carried if path.name == TOKENIZER), "bytes")
     manifest = Manifest(
         transom=version("transom"),
         torch=version("torch"),
         step=0,
         spec=spec,
         lock=Lock.from_plan(source.plan).to_dict(),
-        tokenizer=tokenizer,
+        tokenizer=source.tokenizer,
         tied=dict(source.tied),
     )
     files = {path.name: path for path in source.carried}

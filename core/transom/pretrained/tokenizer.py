@@ -43,21 +43,26 @@ def tokenizer_of(folder: str | Path) -> Tokenizer:
         the tokenizer; that of a folder of Hugging Face's form adds special tokens, as the model saw them in training.
 
     Raises:
-        CheckpointError: there is no model, or its tokenizer's file is missing or damaged.
+        CheckpointError: there is no model, or it has no tokenizer, or the tokenizer's file is missing or damaged.
         DataError: the package that reads it is not installed.
     """
     folder = Path(folder)
     if is_hugging_face(folder):
         if not (folder / TOKENIZER).is_file():
-            what = f"{folder} has no {TOKENIZER}; no other kind of tokenizer is read."
-            hint = "AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers writes it"
-            raise CheckpointError(what, hint=hint, folder=folder)
+            raise _without(folder)
         return load_tokenizer(folder / TOKENIZER, special_tokens=True)
     opened = open_checkpoint(folder)
-    name = opened.manifest.tokenizer
-    if name == "bytes":
-        return load_tokenizer(name)
-    return load_tokenizer(opened.file(name), special_tokens=ORIGINAL in opened.manifest.files)
+    name, is_converted = opened.manifest.tokenizer, ORIGINAL in opened.manifest.files
+    # Conversions once wrote "bytes" where there was no tokenizer.
+    if name is None or (name == "bytes" and is_converted):
+        raise _without(folder, then=", and transom convert takes it along")
+    return load_tokenizer(name if name == "bytes" else opened.file(name), special_tokens=is_converted)
+
+
+def _without(folder: Path, then: str = "") -> CheckpointError:
+    what = f"{folder} has no {TOKENIZER}; no other kind of tokenizer is read."
+    hint = f"AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers writes it{then}"
+    return CheckpointError(what, hint=hint, folder=folder)
 
 
 def special_ids(folder: str | Path) -> SpecialIds:

@@ -46,11 +46,25 @@ def test_convert_says_what_it_wrote(state: Path, tmp_path: Path, capsys: pytest.
     assert main(["convert", str(state), str(tmp_path / "theirs"), "--to", "hf", *arguments]) == 0
     assert capsys.readouterr().out == (
         f"Wrote a folder for transformers (llama) in {tmp_path / 'theirs'}: 21 tensors, 19,392 bytes.\n"
+        "It has no tokenizer: transom generate needs one to read prompts.\n"
     )
     assert main(["convert", str(tmp_path / "theirs"), str(tmp_path / "ours"), "--dtype", "bfloat16", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["form"], told["tensors"], told["bytes"]) == ("transom", 15, 9696)
+    assert told["tokenizer"] is None
     assert told["files"] == ["checkpoint.json", "hugging_face_config.json", "weights.safetensors"]
+
+
+def test_generate_refuses_a_converted_model_without_a_tokenizer_as_it_refuses_the_folder(
+    state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--from", "megatron", "--spec", str(tmp_path / "small.json"), "--to", "hf"]
+    assert main(["convert", str(state), str(tmp_path / "theirs"), *arguments]) == 0
+    assert main(["convert", str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 0
+    assert capsys.readouterr().out.count("It has no tokenizer") == 2
+    for folder in ("theirs", "ours"):
+        assert main(["generate", str(tmp_path / folder), "--prompt", "a"]) == 2
+        assert f"{tmp_path / folder} has no tokenizer.json; no other kind" in capsys.readouterr().err
 
 
 def test_plan_and_lock_take_the_folder_of_a_model(

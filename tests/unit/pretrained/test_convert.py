@@ -17,7 +17,7 @@ from transom.checkpoint.store import open_checkpoint
 from transom.errors import CheckpointError, OutputError
 from transom.pretrained.convert import convert
 from transom.pretrained.spec import read_spec
-from transom.pretrained.tokenizer import SpecialIds, special_ids
+from transom.pretrained.tokenizer import SpecialIds, special_ids, tokenizer_of
 
 DATA = Path(__file__).parents[2] / "data"
 TOKENS = torch.tensor([[1, 2, 3, 4, 5]])
@@ -102,6 +102,32 @@ def test_a_checkpoint_says_what_it_is_made_of(folder: Path, tmp_path: Path) -> N
     assert (manifest.step, manifest.data, manifest.tokenizer) == (0, None, "tokenizer.json")
     assert read_spec(tmp_path / "ours").config == read_spec(folder).config
     assert special_ids(tmp_path / "ours") == special_ids(folder) == SpecialIds(eos=(3, 4), start=None)
+
+
+@pytest.mark.parametrize("recorded", [None, "bytes"], ids=["none", "bytes, as was once written for none"])
+def test_a_checkpoint_of_a_folder_without_a_tokenizer_has_none(folder: Path, tmp_path: Path, recorded: Any) -> None:
+    bare = Path(shutil.copytree(folder, tmp_path / "bare"))
+    (bare / "tokenizer.json").unlink()
+    made = convert(bare, tmp_path / "ours")
+    manifest = tmp_path / "ours" / "checkpoint.json"
+    data = json.loads(manifest.read_text())
+    assert (made.tokenizer, data["tokenizer"]) == (None, None)
+    manifest.write_text(json.dumps(data | {"tokenizer": recorded}))
+    with pytest.raises(CheckpointError, match=r"ours has no tokenizer\.json; no other kind of") as caught:
+        tokenizer_of(tmp_path / "ours")
+    assert caught.value.hint.endswith("of transformers writes it, and transom convert takes it along")
+    assert caught.value.folder == tmp_path / "ours"
+
+
+def test_a_model_of_bytes_stays_one_among_checkpoints(folder: Path, tmp_path: Path) -> None:
+    convert(folder, tmp_path / "ours")
+    manifest = tmp_path / "ours" / "checkpoint.json"
+    data = json.loads(manifest.read_text())
+    del data["files"]["hugging_face_config.json"], data["files"]["tokenizer.json"]
+    manifest.write_text(json.dumps(data | {"tokenizer": "bytes"}))
+    assert convert(tmp_path / "ours", tmp_path / "half", to="transom", dtype="bfloat16").tokenizer == "bytes"
+    assert tokenizer_of(tmp_path / "half").encode("a").tolist() == [97]
+    assert convert(tmp_path / "half", tmp_path / "theirs").tokenizer is None
 
 
 def test_a_dtype_is_of_all_weights_and_of_the_spec(folder: Path, model: Any, tmp_path: Path) -> None:
