@@ -93,11 +93,21 @@ def command(
         click.echo(json.dumps(data, indent=2))
     elif findings is not None:
         print_findings(findings)
-        is_wrong = any(finding.is_wrong for finding in findings)
-        click.secho(f"\n{ref}: {summary(findings)}", fg="red" if is_wrong else "green")
+        is_wrong = any(finding.is_wrong for finding in findings) or not all(each.conforms for each in reports)
+        click.secho(f"\n{ref}: {_verdict(findings, reports)}", fg="red" if is_wrong else "green")
     _write(reports, data, report, badge)
     if not all(each.conforms for each in reports) or any(finding.is_wrong for finding in findings or ()):
         ctx.exit(EXIT_WRONG)
+
+
+def _verdict(findings: Sequence[Finding], reports: Sequence[Report]) -> str:
+    """Say in one line what came out of a distribution: of what it declares, and of the cases that were run."""
+    said = summary(findings)
+    if all(each.conforms for each in reports):
+        return said
+    failed = sum(len(each.failed) for each in reports)
+    cases = {0: "no case passed", 1: "1 case failed"}.get(failed, f"{failed} cases failed")
+    return f"{said.replace('Nothing is wrong', 'Its declaration is right').removesuffix('.')}; {cases}."
 
 
 def _write(reports: list[Report], data: Any, report: Path | None, badge: Path | None) -> None:

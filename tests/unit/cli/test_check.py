@@ -52,6 +52,25 @@ def test_check_with_conformance_fails_and_says_why(plugin, capsys):
     assert lines[start + 2].startswith("  output: ")
 
 
+@pytest.mark.parametrize(
+    ("only", "verdict"),
+    [
+        ("rmsnorm_small", "Its declaration is right; 1 case failed."),
+        ("rmsnorm_", "Its declaration is right; {} cases failed."),
+        ("card/cuda", "Its declaration is right; no case passed."),
+        ("import", "Nothing is wrong."),
+    ],
+)
+def test_check_of_a_distribution_tells_its_declaration_from_its_cases(plugin, capsys, monkeypatch, only, verdict):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("transom.diagnosis.check.check_distribution", lambda *_, **__: [])
+    status = main(["check", "acme-norm", "--conformance", "--only", only])
+    lines = capsys.readouterr().out.splitlines()
+    failed = sum(line.startswith("failed ") for line in lines)
+    assert lines[-1] == f"acme-norm: {verdict.format(failed)}"
+    assert status == (0 if verdict.startswith("Nothing") else 1)
+
+
 def test_check_lists_every_case_when_asked_to(plugin, capsys):
     main(["check", "fast", "--conformance", "--only", "rmsnorm_e", "--all"])
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
