@@ -86,11 +86,11 @@ class Report:
         return not self.failed and any(outcome.status == "passed" for outcome in self.outcomes)
 
     def by_area(self) -> dict[str, Counter[str]]:
-        """Count the outcomes of each area by status."""
+        """Count the outcomes of each area by status: the areas of every slot, then those that a slot has of its own."""
         counts: dict[str, Counter[str]] = {}
         for outcome in self.outcomes:
             counts.setdefault(outcome.case.area, Counter())[outcome.status] += 1
-        return {area: counts[area] for area in AREAS if area in counts}
+        return {area: counts[area] for area in [*AREAS, *counts] if area in counts}
 
     def to_dict(self) -> dict[str, Any]:
         """Give it as plain data."""

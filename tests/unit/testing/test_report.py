@@ -70,6 +70,12 @@ def test_report_counts_by_area_in_their_order():
     assert counts["agreement"] == {"failed": 1, "skipped": 1}
 
 
+def test_report_counts_an_area_of_a_slot_of_its_own_last():
+    counts = run_cases(NORM, [Case("routing", "even", "loads are even", lambda: None), *_cases()]).by_area()
+    assert list(counts) == ["agreement", "module", "routing"]
+    assert counts["routing"] == {"passed": 1}
+
+
 def test_report_as_data():
     import torch
     from transom import __version__
