@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _DEFAULT_LENGTH = 200
+_OF_DRAWING = ("temperature", "top_k", "top_p", "min_p")
 _OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "greedy", "seed", "stop")
 
 
@@ -106,11 +107,15 @@ def command(
 
     texts = _texts(prompts, prompts_file)
     if choices["beams"] is not None:
-        _refuse_beside_beams(ctx)
+        _refuse_beside(ctx, "beams", _OF_SAMPLING, "a beam search draws nothing")
+    if choices["greedy"]:
+        _refuse_beside(ctx, "greedy", _OF_DRAWING, "the most probable token is taken, and none drawn")
     tokenizer, special = tokenizer_of(checkpoint), special_ids(checkpoint)
     choices["eos_ids"] = special.eos
     choices["start_id"] = special.start if choices["start_id"] is None else choices["start_id"]
     starts = [tokenizer.encode(text).tolist() for text in texts]
+    if prompts_file is not None:
+        _refuse_empty_lines(prompts_file.name, starts)
     model = from_pretrained(checkpoint, use=_with_cache(use, kind), device=device, dtype=dtype)
     if len(texts) == 1 and prompts_file is None and choices["beams"] is None:
         _generate_one(model, tokenizer, texts[0], starts[0], choices, as_json)
@@ -138,11 +143,18 @@ def _texts(prompts: tuple[str, ...], file: Any) -> list[str]:
     return lines
 
 
-def _refuse_beside_beams(ctx: click.Context) -> None:
-    for name in _OF_SAMPLING:
+def _refuse_empty_lines(file: str, starts: Sequence[Sequence[int]]) -> None:
+    for number, start in enumerate(starts, 1):
+        if not start:
+            what = f"line {number} of {file} is empty; there must be a token to go on from."
+            raise click.BadParameter(what, param_hint="--prompts-file")
+
+
+def _refuse_beside(ctx: click.Context, chosen: str, others: Sequence[str], why: str) -> None:
+    for name in others:
         if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             option = f"--{name.replace('_', '-')}"
-            raise click.UsageError(f"{option} and --beams do not go together: a beam search draws nothing.")
+            raise click.UsageError(f"{option} and --{chosen} do not go together: {why}.")
 
 
 def _with_cache(use: dict[str, str], kind: str | None) -> dict[str, str]:

@@ -89,6 +89,14 @@ REFUSED = {
         ["RUN", "--prompt", "a", "--beams", "2", "--seed", "1"],
         "--seed and --beams do not go together",
     ),
+    "temperature and greedy": (
+        ["RUN", "--prompt", "a", "--greedy", "--temperature", "0.5"],
+        "--temperature and --greedy do not go together: the most probable token is taken, and none drawn.",
+    ),
+    "top-k and greedy": (
+        ["RUN", "--prompt", "a", "--greedy", "--top-k", "5"],
+        "--top-k and --greedy do not go together",
+    ),
     "empty stop": (["RUN", "--prompt", "a", "--stop", ""], "InputError: a stop text is empty"),
     "unknown cache": (["RUN", "--prompt", "a", "--cache", "pages"], "no kv_cache is named 'pages'"),
     "cache that cannot serve": (
@@ -108,6 +116,14 @@ def test_generate_refuses_with_one_error(run, capsys, arguments, text):
     assert out == ""
     assert text in err
     assert "Traceback" not in err
+
+
+def test_generate_names_the_line_of_a_file_that_is_empty(run, capsys, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("to be\n\nor\n", encoding="utf-8")
+    assert main(["generate", run, "--prompts-file", str(file)]) == 2
+    err = capsys.readouterr().err
+    assert f"--prompts-file: line 2 of {file} is empty; there must be a token to go on from." in err
 
 
 def test_generate_goes_on_from_several_texts_together(run, capsys, tmp_path):
