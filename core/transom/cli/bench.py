@@ -36,6 +36,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> lis
         "transom bench tiny-llama --slot norm --shapes 1x1,8x256 --mode infer",
         "transom bench my-model.yaml --impl dot_product,torch_dot_product --plot attention.png",
         "transom bench my-model.yaml --slot linear --write-auto",
+        "transom bench Llama-3.2-1B --mode infer",
     ),
 )
 @click.argument("spec")
@@ -70,14 +71,16 @@ def command(
 ) -> None:
     """Compare implementations of a slot: outputs, gradients and speed.
 
-    SPEC is a YAML, TOML or JSON file, or the name of a packaged recipe. The first place of the slot is timed alone,
-    with the inputs that reach it in the model; all implementations have the same weights and take turns.
+    SPEC is a YAML, TOML or JSON file, the name of a packaged recipe, or the folder of a model. The first place of
+    the slot is timed alone, with the inputs that reach it in the model; all implementations have the same weights and
+    take turns.
     """
     from transom.comparison.compare import compare
     from transom.comparison.picture import draw_comparison
+    from transom.pretrained.spec import read_spec
 
     found = compare(
-        spec,
+        read_spec(spec),
         slot,
         implementations=names,
         shapes=shapes,

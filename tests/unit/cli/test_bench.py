@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
+import transom
 from transom.cli.main import main
+from transom.pretrained.convert import convert
 
 QUICK = ["--rounds", "1", "--shapes", "1x4,2x2"]
 
@@ -41,6 +44,20 @@ def test_bench_writes_the_order_only_when_it_is_told_to(tmp_path, monkeypatch, c
     assert main([*arguments, "--write-auto"]) == 0
     assert 'norm = ["torch_norm"]' in config.read_text()
     assert "auto now stands for torch_norm in norm" in capsys.readouterr().out
+
+
+def test_bench_takes_the_folder_of_a_model(tmp_path, capsys):
+    spec = transom.load_spec("tiny-llama").to_dict()
+    spec["config"] |= {"num_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "num_query_groups": 2}
+    spec["config"] |= {"ffn_hidden_size": 16, "kv_channels": 8}
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    states = transom.build(spec, seed=0).state_dict()
+    stem = ("layers.", "final_layernorm.")
+    torch.save({f"decoder.{n}" if n.startswith(stem) else n: t for n, t in states.items()}, tmp_path / "state.pt")
+    convert(tmp_path / "state.pt", tmp_path / "theirs", form="megatron", spec=tmp_path / "spec.json", to="hf")
+    arguments = ["--slot", "norm", "--impl", "torch_norm", "--json", *QUICK]
+    assert main(["bench", str(tmp_path / "theirs"), *arguments]) == 0
+    assert json.loads(capsys.readouterr().out)["path"] == "layers.0.input_layernorm"
 
 
 def test_bench_draws_a_picture(tmp_path):
