@@ -28,7 +28,7 @@ from transom.training.objective import Objective, check_objective, objective_of
 from transom.training.progress import Reporter, SilentReporter
 from transom.training.randomness import seeded_generators
 from transom.training.run_folder import RunFolder
-from transom.training.settings import check_same_run, sequence_length, with_settings
+from transom.training.settings import check_same_run, located, sequence_length, with_settings
 from transom.training.team import Team, sizes_of_run, split_over, team_of
 from transom.training.tensorboard import open_event_files
 from transom.training.trainer import Trainer
@@ -92,7 +92,7 @@ def train(
         resume: go on from the newest checkpoint in the folder, under the spec that lies there. On one CPU, with the
             same versions and number of threads, the run ends as if it had never stopped, bit for bit.
         steps: in place of ``train.steps``; `None` = unchanged, as for the following.
-        data: in place of ``train.data``.
+        data: in place of ``train.data``; the run keeps absolute paths.
         seed: in place of ``train.seed``; a resumed run cannot change it.
         use: entries over the spec's ``use``.
         device: where to train.
@@ -122,7 +122,7 @@ def train(
                 given = _own_spec(folder, given, seed, reporter)
             else:
                 folder.check_free()
-            wanted = with_settings(given, steps=steps, data=data, seed=seed, use=use)
+            wanted = located(with_settings(given, steps=steps, data=data, seed=seed, use=use))
             planned = plan(split_over(wanted, sizes), device=device, lock=lock, lock_mode=lock_mode)
             prepared = _prepare(wanted, planned)
             sizes.check_batch(wanted.train.batch_size)
@@ -147,7 +147,7 @@ def _trained(
 def _own_spec(folder: RunFolder, given: ModelSpec, seed: int | None, reporter: Reporter) -> ModelSpec:
     folder.check_resumable()
     own = load_spec(folder.spec)
-    for line in check_same_run(own, given, seed=seed, source=str(folder.spec)):
+    for line in check_same_run(located(own), located(given), seed=seed, source=str(folder.spec)):
         reporter.note(f"resuming: {line}")
     return own
 

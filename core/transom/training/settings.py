@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,7 +13,7 @@ from transom.errors import CheckpointError, SpecError
 from transom.specs.spec import ModelSpec
 from transom.specs.use import named
 
-__all__ = ["check_same_run", "sequence_length", "with_settings"]
+__all__ = ["check_same_run", "located", "sequence_length", "with_settings"]
 
 _KEPT = frozenset(
     {"name", "use"}
@@ -58,6 +59,28 @@ def with_settings(
     chains = {slot: name if isinstance(name, str) else list(name) for slot, name in (use or {}).items()}
     changed = msgspec.structs.replace(spec, train=train, use=spec.use | chains)
     return changed.with_origin(source, {}, spec.names() | named(use or {}, "the call's arguments"))
+
+
+def located(spec: ModelSpec) -> ModelSpec:
+    """Make the paths of data and tokenizer absolute, so that a run may go on from another working directory.
+
+    Args:
+        spec: the user's.
+
+    Returns:
+        the spec with absolute paths; what is no file or folder stays as it is written.
+    """
+    data = tuple(_absolute(source, built_in="default") for source in spec.train.sources)
+    tokenizer = _absolute(spec.train.tokenizer, built_in="bytes")
+    if (data, tokenizer) == (spec.train.sources, spec.train.tokenizer):
+        return spec
+    kept = data[0] if isinstance(spec.train.data, str) else data
+    train = msgspec.structs.replace(spec.train, data=kept, tokenizer=tokenizer)
+    return msgspec.structs.replace(spec, train=train).with_origin(spec.source, spec.lines(), spec.names())
+
+
+def _absolute(name: str, built_in: str) -> str:
+    return name if name == built_in or not Path(name).exists() else str(Path(name).absolute())
 
 
 def sequence_length(spec: ModelSpec) -> int:

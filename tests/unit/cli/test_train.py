@@ -62,7 +62,8 @@ def test_train_takes_steps_data_seed_and_use(here):
     assert manifest.step == 3
     assert manifest.spec["use"] == {"mlp": "mlp"}
     settings = manifest.spec["train"]
-    assert (settings["steps"], settings["data"], settings["seed"]) == (3, ["text.txt", "other.txt"], 5)
+    data = [str(here / "text.txt"), str(here / "other.txt")]
+    assert (settings["steps"], settings["data"], settings["seed"]) == (3, data, 5)
 
 
 def test_train_takes_a_locks_choices_and_refuses_others(here, capsys):
@@ -84,6 +85,15 @@ def test_train_resumes(capsys):
     assert main(["train", "small.yaml", "--out", "a", "--resume", "--steps", "6"]) == 0
     assert "training small: 6 steps, 4 done" in capsys.readouterr().err
     assert open_checkpoint("a").manifest.step == 6
+
+
+def test_train_resumes_from_another_working_directory(here, capsys, monkeypatch):
+    assert main(["train", "small.yaml", "--out", "a"]) == 0
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    capsys.readouterr()
+    assert main(["train", str(here / "a" / "spec.json"), "--out", str(here / "a"), "--resume", "--steps", "5"]) == 0
+    assert "training small: 5 steps, 4 done" in capsys.readouterr().err
 
 
 REFUSED = {

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 import transom
 from transom.errors import CheckpointError, SpecError
-from transom.training.settings import check_same_run, sequence_length, with_settings
+from transom.training.settings import check_same_run, located, sequence_length, with_settings
 
 
 @pytest.fixture
@@ -33,6 +33,23 @@ def test_settings_refuse_what_the_spec_would_refuse(spec):
     with pytest.raises(SpecError, match="train: steps is 0; it must be 1 or more") as caught:
         with_settings(spec, steps=0)
     assert caught.value.path == "train"
+
+
+def test_located_makes_paths_absolute_and_leaves_names_alone(spec, tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "t.json").write_text("{}")
+    (tmp_path / "default").write_text("a file of that name is not what the word means")
+    monkeypatch.chdir(tmp_path)
+    relative = transom.load_spec(
+        spec.to_dict() | {"train": {"data": ["a.txt", "default", "nowhere.txt"], "tokenizer": "t.json"}}
+    )
+    found = located(relative)
+    assert found.train.data == (str(tmp_path / "a.txt"), "default", "nowhere.txt")
+    assert found.train.tokenizer == str(tmp_path / "t.json")
+    assert found.source == relative.source
+    assert located(found) is found
+    one = located(with_settings(spec, data="a.txt"))
+    assert (one.train.data, one.train.tokenizer) == (str(tmp_path / "a.txt"), "bytes")
 
 
 def test_sequence_length_is_the_models_unless_given(spec):
