@@ -209,7 +209,7 @@ def find_hook(ref: str, registry: Registry, policy: Policy, *, asked_by: str) ->
     if distribution is not None:
         found = [hook for hook in found if normalise(hook.distribution) == normalise(distribution)]
     if not found:
-        raise _unknown(ref, name, installed, asked_by)
+        raise _unknown(ref, installed, asked_by)
     if len(found) > 1:
         refs = tuple(hook.ref for hook in found)
         raise AmbiguousNameError(
@@ -228,13 +228,20 @@ def find_hook(ref: str, registry: Registry, policy: Policy, *, asked_by: str) ->
     return found[0]
 
 
-def _unknown(ref: str, name: str, installed: Sequence[Hook], asked_by: str) -> HookError:
-    guesses = near(name, [hook.name for hook in installed])
+def _unknown(ref: str, installed: Sequence[Hook], asked_by: str) -> HookError:
+    distribution, name = split_reference(ref)
+    own = [hook for hook in installed if normalise(hook.distribution) == normalise(distribution or "")]
+    what, hint = f"no hook is named {ref!r}.", "install the distribution that provides it, or remove the name"
+    if own:
+        what = f"no hook is named {ref!r}: {own[0].distribution} {own[0].version} has none of this name."
+        hint = f"write {' or '.join(hook.ref for hook in own)}, or remove the name"
+    elsewhere = [hook.ref for hook in installed if hook.name == name]
+    guesses = elsewhere or near(name, [hook.name for hook in own or installed])
     return HookError(
-        f"no hook is named {ref!r}.",
+        what,
         asked_by=asked_by,
-        available=[hook.label for hook in installed] or ["none is installed"],
-        hint=f"{', '.join(guesses)}?" if guesses else "install the distribution that provides it, or remove the name",
+        available=[hook.label for hook in own or installed] or ["none is installed"],
+        hint=f"{', '.join(guesses)}?" if guesses else hint,
         hook=ref,
     )
 

@@ -77,7 +77,7 @@ def test_find_hook_refuses_a_bare_name_of_two_distributions(registry):
     [
         ("count", "counts?"),
         ("lora", "install the distribution that provides it, or remove the name"),
-        ("acme-hooks/gone", "gone?"),
+        ("absent-hooks/counts", "acme-hooks/counts?"),
     ],
 )
 def test_find_hook_lists_what_there_is_when_it_finds_none(registry, ref, hint):
@@ -85,6 +85,22 @@ def test_find_hook_lists_what_there_is_when_it_finds_none(registry, ref, hint):
         _find(registry, ref)
     assert (caught.value.hook, caught.value.hint, caught.value.asked_by) == (ref, hint, "hooks in my.yaml")
     assert "counts (acme-hooks 1.0)" in caught.value.available
+
+
+@pytest.mark.parametrize(
+    ("ref", "hint"),
+    [
+        ("acme-hooks/nope", "write acme-hooks/both or acme-hooks/counts or acme-hooks/made or acme-hooks/nothing, or "),
+        ("Acme_Hooks/count", "counts?"),
+        ("acme-hooks/gone", "other-hooks/gone?"),
+    ],
+)
+def test_find_hook_tells_the_names_of_a_distribution_that_lacks_one(registry, ref, hint):
+    with pytest.raises(HookError) as caught:
+        _find(registry, ref)
+    assert caught.value.what == f"no hook is named {ref!r}: acme-hooks 1.0 has none of this name."
+    assert caught.value.hint.startswith(hint)
+    assert caught.value.available == tuple(f"{name} (acme-hooks 1.0)" for name in ("both", "counts", "made", "nothing"))
 
 
 def test_find_hook_says_so_when_none_is_installed():
