@@ -216,7 +216,7 @@ def _from_hugging_face(path: Path, length: int | None) -> _Source:
 def _from_transom(path: Path) -> _Source:
     opened = open_checkpoint(path)
     manifest = opened.manifest
-    made = plan(load_spec(manifest.spec), mode="infer")
+    made = plan(load_spec(manifest.spec).with_origin(str(path), {}), mode="infer")
     stored, tied = _of_ranks(opened, made) if manifest.sizes else (WeightFiles([opened.file(WEIGHTS)]), manifest.tied)
     outlines = {
         name: stored.outline(name) if isinstance(stored, WeightFiles) else stored[name].to("meta") for name in stored

@@ -67,7 +67,7 @@ def _from_checkpoint(
 ) -> nn.Module:
     opened = open_checkpoint(folder)
     spec = opened.manifest.spec | ({} if length is None else {"max_sequence_length": length})
-    made = plan(load_spec(spec), device=device, dtype=dtype, mode=mode, use=use)
+    made = plan(load_spec(spec).with_origin(str(folder), {}), device=device, dtype=dtype, mode=mode, use=use)
     # A seed of its own leaves the caller's random numbers alone; the few weights it draws are replaced.
     with leave_uninitialized():
         model = build(made, device=device, seed=0)

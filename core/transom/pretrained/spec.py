@@ -32,4 +32,4 @@ def read_spec(source: str | Path | Mapping[str, Any] | ModelSpec) -> ModelSpec:
 
     if is_hugging_face(source):
         return open_folder(source).spec
-    return load_spec(open_checkpoint(source).manifest.spec)
+    return load_spec(open_checkpoint(source).manifest.spec).with_origin(str(source), {})

@@ -186,6 +186,9 @@ def test_what_no_family_computes_is_refused_before_anything_is_written(tmp_path:
         convert(tmp_path / "state.safetensors", tmp_path / "made", to="hf", **arguments)
     assert not (tmp_path / "made").exists()
     assert convert(tmp_path / "state.safetensors", tmp_path / "made", **arguments).form == "transom"
+    with pytest.raises(CheckpointError, match="softmax_type is off-by-one, and would be vanilla") as caught:
+        convert(tmp_path / "made", tmp_path / "theirs")
+    assert caught.value.asked_by == str(tmp_path / "made")
 
 
 @pytest.mark.parametrize(
