@@ -32,7 +32,11 @@ __all__ = ["command"]
 @click.option(
     "--out", metavar="DIR", type=click.Path(path_type=Path), help="Folder of the run, new or empty; else runs/NAME."
 )
-@click.option("--resume", is_flag=True, help="Go on with the run in the folder from its last checkpoint.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the run in the folder from its last checkpoint, under the run's own spec; --steps and --data win.",
+)
 @click.option("--steps", type=click.IntRange(min=1), help="Steps of the optimizer, in place of the spec's.")
 @click.option(
     "--data",
@@ -68,6 +72,9 @@ def command(
     SPEC is a YAML, TOML or JSON file, or the name of a packaged recipe. Its train section says on what and how;
     without one, on English text that comes with Python. The folder receives metrics.jsonl, the loss curve and
     checkpoints; nothing in it is ever overwritten. Ctrl-C stops after the current step and saves it.
+
+    A resumed run keeps its own spec, which lies in its folder: SPEC must agree in all that is computed, and where its
+    steps or data differ, the run's hold, unless --steps or --data are given again. The data must be the same tokens.
     """
     from transom.distributed.launch import is_first
     from transom.training.progress import reporter_for

@@ -11,7 +11,7 @@ from typing import Any, final
 
 from torch import nn
 
-from transom.checkpoint.manifest import DataPosition, Manifest
+from transom.checkpoint.manifest import DataPosition, Manifest, read_manifest
 from transom.checkpoint.store import list_checkpoints, open_checkpoint, prune_checkpoints
 from transom.composition import build
 from transom.distributed.launch import restarts
@@ -89,8 +89,9 @@ def train(
     Args:
         spec: as for `transom.load_spec`.
         out: folder of the run, which must be empty or absent unless `resume`; `None` = ``runs/NAME``.
-        resume: go on from the newest checkpoint in the folder, under the spec that lies there. On one CPU, with the
-            same versions and number of threads, the run ends as if it had never stopped, bit for bit.
+        resume: go on from the newest checkpoint in the folder, under the spec that lies there: of steps and data,
+            what this call gives wins, else what the run has, never what `spec` says. On one CPU, with the same versions
+            and number of threads, the run ends as if it had never stopped, bit for bit.
         steps: in place of ``train.steps``; `None` = unchanged, as for the following.
         data: in place of ``train.data``; the run keeps absolute paths.
         seed: in place of ``train.seed``; a resumed run cannot change it.
@@ -119,7 +120,7 @@ def train(
         with team.agreed():
             resume = resume or (restarts() > 0 and folder.spec.is_file())
             if resume:
-                given = _own_spec(folder, given, seed, reporter)
+                given = _own_spec(folder, given, {"steps": steps, "data": data}, seed, reporter)
             else:
                 folder.check_free()
             wanted = located(with_settings(given, steps=steps, data=data, seed=seed, use=use))
@@ -144,10 +145,21 @@ def _trained(
         return _Run(prepared, folder, reporter, device, team).finish()
 
 
-def _own_spec(folder: RunFolder, given: ModelSpec, seed: int | None, reporter: Reporter) -> ModelSpec:
+def _own_spec(
+    folder: RunFolder, given: ModelSpec, settings: Mapping[str, Any], seed: int | None, reporter: Reporter
+) -> ModelSpec:
     folder.check_resumable()
     own = load_spec(folder.spec)
-    for line in check_same_run(located(own), located(given), seed=seed, source=str(folder.spec)):
+    newest = list_checkpoints(folder.checkpoints)[-1:]
+    lines = check_same_run(
+        located(own),
+        located(with_settings(given, **settings)),
+        asked=[name for name, value in settings.items() if value is not None],
+        seed=seed,
+        done=read_manifest(newest[0]).step if newest else 0,
+        source=str(folder.spec),
+    )
+    for line in lines:
         reporter.note(f"resuming: {line}")
     return own
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -102,17 +102,29 @@ def sequence_length(spec: ModelSpec) -> int:
     return length
 
 
-def check_same_run(own: ModelSpec, given: ModelSpec, *, seed: int | None = None, source: str) -> list[str]:
+def check_same_run(
+    own: ModelSpec,
+    given: ModelSpec,
+    *,
+    asked: Collection[str] = (),
+    seed: int | None = None,
+    done: int = 0,
+    source: str,
+) -> list[str]:
     """Compare the spec of a run with one that it is to be resumed with.
+
+    What the call asks for wins; beside it the run keeps its own, whatever the given spec says.
 
     Args:
         own: the run's.
-        given: as the user wrote it.
+        given: as the user wrote it, with the steps and the data that the call asks for.
+        asked: which of ``"steps"`` and ``"data"`` the call asks for.
         seed: that the call asks for; `None` = the run's.
+        done: steps that the run has done.
         source: where the run's lies, for the error.
 
     Returns:
-        one line for each difference that does not matter: the run keeps its own.
+        one line for each difference that does not matter, which says what holds.
 
     Raises:
         CheckpointError: they compute something else; it lists where.
@@ -130,7 +142,32 @@ def check_same_run(own: ModelSpec, given: ModelSpec, *, seed: int | None = None,
             hint="another folder with --out, or the spec in the run's folder",
             differences=tuple(refused),
         )
-    return [_line(path, own, _value(given, path)) for path in differing]
+    kept = [path for path in differing if path not in ("train.steps", "train.data")]
+    lines = [f"{path} stays {_value(own, path)!r}, as in the run, not {_value(given, path)!r}" for path in kept]
+    lines += _of_data(own.train.sources, given.train.sources, "data" in asked)
+    return lines + _of_steps(own.train.steps, given.train.steps, "steps" in asked, done)
+
+
+def _of_data(own: Sequence[str], given: Sequence[str], is_asked: bool) -> list[str]:
+    if own == given:
+        return []
+    mine, other = ", ".join(own), ", ".join(given)
+    if is_asked:
+        return [f"the data is read from {other}, as --data says; the run had {mine}"]
+    return [f"the data is read from {mine}, as the run's own spec says, not from {other}; --data changes that"]
+
+
+def _of_steps(own: int, given: int, is_asked: bool, done: int) -> list[str]:
+    if own == given:
+        return []
+    if is_asked and given > done:
+        return [f"going on to step {given}, as --steps says; the run had {own}"]
+    if is_asked:
+        return [f"nothing is left to do: --steps says {given}, and {done} are done"]
+    if own > done:
+        return [f"going on to step {own}, as the run's own spec says, not to {given}; --steps changes that"]
+    further = f"; --steps {given} goes further" if given > done else ""
+    return [f"the run's own spec says {own} step{'' if own == 1 else 's'}, and all are done{further}"]
 
 
 def _flat(spec: ModelSpec) -> dict[str, Any]:

@@ -177,9 +177,11 @@ def test_resume_keeps_the_runs_own_settings_and_says_so(toy_spec, tmp_path):
     result = train(toy_spec(), out=tmp_path / "run", resume=True, reporter=notes)
     assert result.steps == 5
     assert notes.notes[:2] == [
-        "resuming: train.seed is 3 in the run, not 0",
-        "resuming: train.steps is 5 in the run, not 12",
+        "resuming: train.seed stays 3, as in the run, not 0",
+        "resuming: the run's own spec says 5 steps, and all are done; --steps 12 goes further",
     ]
+    train(toy_spec(), out=tmp_path / "run", resume=True, steps=6, reporter=notes)
+    assert "resuming: going on to step 6, as --steps says; the run had 5" in notes.notes
 
 
 def test_resume_of_a_complete_run_changes_no_checkpoint(toy_spec, tmp_path):

@@ -75,10 +75,38 @@ def test_same_run_is_silent_when_nothing_differs(spec, toy_spec):
 def test_same_run_tells_what_the_run_keeps(spec, toy_spec):
     other = transom.load_spec(toy_spec(steps=99, seed=4) | {"use": {"model": "toy"}})
     assert check_same_run(spec, other, source="f") == [
-        "train.seed is 0 in the run, not 4",
-        "train.steps is 12 in the run, not 99",
-        "use is {} in the run, not {'model': 'toy'}",
+        "train.seed stays 0, as in the run, not 4",
+        "use stays {}, as in the run, not {'model': 'toy'}",
+        "going on to step 12, as the run's own spec says, not to 99; --steps changes that",
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "done", "line"),
+    [
+        (20, ["steps"], 12, "going on to step 20, as --steps says; the run had 12"),
+        (5, ["steps"], 3, "going on to step 5, as --steps says; the run had 12"),
+        (5, ["steps"], 12, "nothing is left to do: --steps says 5, and 12 are done"),
+        (20, [], 12, "the run's own spec says 12 steps, and all are done; --steps 20 goes further"),
+        (5, [], 12, "the run's own spec says 12 steps, and all are done"),
+        (5, [], 3, "going on to step 12, as the run's own spec says, not to 5; --steps changes that"),
+        (12, ["steps"], 12, None),
+    ],
+)
+def test_same_run_says_whose_steps_hold(spec, toy_spec, given, asked, done, line):
+    other = transom.load_spec(toy_spec(steps=given))
+    assert check_same_run(spec, other, asked=asked, done=done, source="f") == ([line] if line else [])
+
+
+def test_same_run_says_whose_data_hold(spec):
+    own, other = (with_settings(spec, data=data) for data in (["a", "b"], ["c"]))
+    assert check_same_run(own, other, asked=["data"], source="f") == [
+        "the data is read from c, as --data says; the run had a, b"
+    ]
+    assert check_same_run(own, other, source="f") == [
+        "the data is read from a, b, as the run's own spec says, not from c; --data changes that"
+    ]
+    assert check_same_run(other, with_settings(spec, data="c"), asked=["data"], source="f") == []
 
 
 def test_same_run_refuses_what_would_compute_something_else_and_lists_it(spec, toy_spec):
