@@ -166,8 +166,8 @@ FOLDERS_SPEC = {
     },
 }
 
-# Its blocks need its package installed, which tests/install does.
-INSTALLED = {"docs/how-to/enable-a-hook.md"}
+# Their blocks need their packages installed, which tests/install does.
+INSTALLED = {"docs/how-to/define-a-slot.md", "docs/how-to/enable-a-hook.md"}
 
 
 @pytest.mark.parametrize("page", sorted({page for page, _ in _blocks("python")} - INSTALLED))
