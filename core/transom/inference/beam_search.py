@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from transom.errors import InputError
 from transom.inference.decoding import Run, decoding
-from transom.inference.prompts import checked_prompts, room_of
+from transom.inference.prompts import checked_prompts, checked_settings, room_of
 from transom.inference.sampling import penalise_repetition
 from transom.inference.settings import BeamSettings
 
@@ -63,7 +63,7 @@ def beam_search(
         >>> len(best.tokens), best.score >= second.score
         (4, True)
     """
-    settings = settings or BeamSettings()
+    settings = checked_settings(settings, BeamSettings, asked_by="beam_search")
     rows = checked_prompts(model, prompts, settings)
     room = room_of(model, rows, settings)
     if None in room.new_tokens:

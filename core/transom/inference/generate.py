@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from transom.errors import InputError
 from transom.inference.decoding import Run, decoding
-from transom.inference.prompts import Room, checked_prompts, room_of
+from transom.inference.prompts import Room, checked_prompts, checked_settings, room_of
 from transom.inference.settings import GenerationSettings
 
 __all__ = ["Generated", "generate", "generate_steps", "stream"]
@@ -72,7 +72,7 @@ def generate(
         >>> [len(row.tokens) for row in rows], rows[1] == generate(model, [[72, 101, 121]], settings, seed=2)[0]
         ([5, 5], True)
     """
-    settings = settings or GenerationSettings()
+    settings = checked_settings(settings, GenerationSettings, asked_by="generate")
     rows = _Rows.make(model, prompts, settings, seed, is_done)
     if any(row.room is None for row in rows.rows):
         raise InputError(
@@ -119,7 +119,7 @@ def generate_steps(
         >>> [len(tokens) for tokens in generate_steps(model, [[72], [72, 105]], settings)]
         [2, 2, 2]
     """
-    settings = settings or GenerationSettings()
+    settings = checked_settings(settings, GenerationSettings, asked_by="generate_steps")
     return _steps(model, _Rows.make(model, prompts, settings, seed, is_done), settings)
 
 

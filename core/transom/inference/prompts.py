@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from torch import Tensor, nn
 
@@ -14,7 +14,9 @@ from transom.inference.decoding import is_encoder_decoder, longest_sequence
 if TYPE_CHECKING:
     from transom.inference.settings import BeamSettings, GenerationSettings
 
-__all__ = ["Room", "checked_prompts", "room_of"]
+__all__ = ["Room", "checked_prompts", "checked_settings", "room_of"]
+
+S = TypeVar("S", "BeamSettings", "GenerationSettings")
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,25 @@ class Room:
 
     new_tokens: tuple[int | None, ...]
     length: int | None
+
+
+def checked_settings(settings: object, kind: type[S], *, asked_by: str) -> S:
+    """Refuse settings of another class; return those that are right, and the defaults for `None`.
+
+    Raises:
+        InputError: with the class that is needed.
+    """
+    if settings is None:
+        return kind()
+    if not isinstance(settings, kind):
+        raise InputError(
+            f"settings are a {type(settings).__name__}; a {kind.__name__} is needed.",
+            asked_by=asked_by,
+            hint=f"{kind.__name__}(max_new_tokens=...), from transom.inference",
+            name="settings",
+            value=settings,
+        )
+    return settings
 
 
 def checked_prompts(

@@ -129,7 +129,7 @@ class TransformerDecoder(TransformerStack):
             CacheError: caches are enabled and ``input_pos`` is missing, a position is beyond the capacity, or the batch
                 is larger than the caches'.
         """
-        self._check(tokens)
+        self._check(tokens, labels)
         mask = self._mask(mask)
         hidden = self.embedding(tokens, input_pos)  # [b, s] -> [b, s, h]
         hidden = self.run_layers(hidden, mask=mask, positions=input_pos, cache=self.cache)
@@ -203,7 +203,7 @@ class TransformerDecoder(TransformerStack):
         """Give the caches' memory back; the model then attends to its input alone."""
         self.cache = None
 
-    def _check(self, tokens: Tensor) -> None:
+    def _check(self, tokens: Tensor, labels: Tensor | None) -> None:
         if tokens.dim() != 2 or tokens.is_floating_point():
             raise InputError(
                 f"tokens are {tokens.dtype} {list(tokens.shape)}; integer ids of shape [b, s] are needed.",
@@ -213,6 +213,11 @@ class TransformerDecoder(TransformerStack):
             raise InputError(
                 f"{tokens.shape[1]} tokens are more than max_seq_len, {self.max_seq_len}.",
                 hint="shorten the sequence, or build the model with a larger max_sequence_length",
+            )
+        if labels is not None and labels.shape != tokens.shape:
+            raise InputError(
+                f"labels are {list(labels.shape)} and tokens {list(tokens.shape)}; each token has one label.",
+                hint="-100 where there is no loss",
             )
 
     def _mask(self, mask: Tensor | AttentionMask | None) -> AttentionMask:

@@ -65,6 +65,8 @@ def parse_chain(asked: str | Sequence[str], *, asked_by: str | None = None) -> t
         >>> parse_chain("flash_attention | acme-attn/sparse | auto")
         ('flash_attention', 'acme-attn/sparse', 'auto')
     """
+    if not isinstance(asked, str | Sequence):
+        raise _chain_error("no name", asked, asked_by)
     pieces = asked.split("|") if isinstance(asked, str) else list(asked)
     names: list[str] = []
     for piece in pieces:

@@ -46,6 +46,9 @@ def load_spec(source: str | Path | Mapping[str, Any] | ModelSpec) -> ModelSpec:
     if isinstance(source, Mapping):
         # Through JSON, so that a mapping passes the same checks as a file.
         return _convert(_plain(source), {}, "the mapping", None)
+    if not isinstance(source, str | Path):
+        what = f"a spec is a path, a recipe's name, a mapping or a ModelSpec, not {source!r}."
+        raise SpecError(what, available=recipe_names(), path="", file=None, line=None)
     path = _locate(source)
     try:
         text = path.read_text(encoding="utf-8")

@@ -143,6 +143,7 @@ def plan(
     """
     spec = load_spec(spec)
     check_mode(lock_mode)
+    _check_mappings(use=use, options=options)
     locked = None if lock is None or lock_mode == "free" else read_lock(lock)
     if registry is None:
         registry = default_registry() if locked is None else locked.registry()
@@ -163,6 +164,15 @@ def plan(
     for hook in live:
         hook.call("transom_after_resolve", plan=made)
     return made
+
+
+def _check_mappings(**given: object) -> None:
+    for name, value in given.items():
+        if value is not None and not isinstance(value, Mapping):
+            example = {"use": '{"core_attention": "dot_product"}', "options": '{"SLOT": {"OPTION": VALUE}}'}[name]
+            what = f"{name} is a mapping, not a {type(value).__name__}: {value!r}."
+            hint = f"{name}={example}"
+            raise SpecError(what, asked_by=name, hint=hint, path=name, file=None, line=None)
 
 
 def _check_layers(spec: ModelSpec) -> None:

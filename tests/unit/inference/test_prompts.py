@@ -72,3 +72,21 @@ def test_a_start_is_for_encoder_decoders_alone(model):
     with pytest.raises(InputError, match="start_id is 0, and the model goes on from the prompt itself") as caught:
         generate(model, [PROMPT], GenerationSettings(start_id=0))
     assert (caught.value.name, caught.value.value) == ("start_id", 0)
+
+
+@pytest.mark.parametrize("settings", [BeamSettings(), {"max_new_tokens": 3}], ids=["beams", "dict"])
+@pytest.mark.parametrize("call", [generate, generate_steps], ids=["generate", "generate_steps"])
+def test_generation_refuses_settings_of_another_class(model, call, settings):
+    with pytest.raises(InputError) as caught:
+        call(model, [[1]], settings)
+    error = caught.value
+    assert error.what == f"settings are a {type(settings).__name__}; a GenerationSettings is needed."
+    assert (error.asked_by, error.name, error.value) == (call.__name__, "settings", settings)
+    assert error.hint == "GenerationSettings(max_new_tokens=...), from transom.inference"
+
+
+def test_beam_search_refuses_settings_of_another_class(model):
+    with pytest.raises(InputError) as caught:
+        beam_search(model, [[1]], GenerationSettings())
+    assert caught.value.what == "settings are a GenerationSettings; a BeamSettings is needed."
+    assert (caught.value.asked_by, caught.value.name) == ("beam_search", "settings")

@@ -266,6 +266,11 @@ def test_decoder_keeps_its_caches_in_step_when_a_forward_fails() -> None:
     [
         (lambda m: m(torch.zeros(1, 25, dtype=torch.long)), InputError, "25 tokens are more than max_seq_len, 24"),
         (lambda m: m(torch.zeros(5, dtype=torch.long)), InputError, r"integer ids of shape \[b, s\] are needed"),
+        (
+            lambda m: m(torch.zeros(2, 5, dtype=torch.long), labels=torch.zeros(2, 4, dtype=torch.long)),
+            InputError,
+            r"labels are \[2, 4\] and tokens \[2, 5\]; each token has one label",
+        ),
         (lambda m: m(torch.zeros(1, 5)), InputError, r"tokens are torch.float32 \[1, 5\]"),
         (lambda m: m.reset_caches(), CacheError, "there are no caches to reset"),
         (

@@ -283,6 +283,39 @@ def test_plan_refuses_a_device_that_there_is_not(fakes, make_spec):
     assert "teapot" in str(error.__cause__)
 
 
+@pytest.mark.parametrize(
+    ("given", "what", "hint"),
+    [
+        (
+            {"use": "dot_product"},
+            "use is a mapping, not a str: 'dot_product'.",
+            'use={"core_attention": "dot_product"}',
+        ),
+        ({"options": [3]}, "options is a mapping, not a list: [3].", 'options={"SLOT": {"OPTION": VALUE}}'),
+    ],
+    ids=["use", "options"],
+)
+def test_plan_refuses_what_is_no_mapping(fakes, make_spec, given, what, hint):
+    with pytest.raises(SpecError) as caught:
+        plan(make_spec(), registry=fakes, **given)
+    (name,) = given
+    assert (caught.value.what, caught.value.hint) == (what, hint)
+    assert (caught.value.asked_by, caught.value.path) == (name, name)
+
+
+def test_plan_refuses_a_name_that_is_none(fakes, make_spec):
+    with pytest.raises(SpecError, match=r"no name in 3\.") as caught:
+        plan(make_spec(), registry=fakes, use={"core_attention": 3})
+    assert caught.value.asked_by == "use.core_attention in the call's arguments"
+
+
+def test_plan_refuses_a_spec_that_is_none():
+    with pytest.raises(SpecError) as caught:
+        plan(42)
+    assert caught.value.what == "a spec is a path, a recipe's name, a mapping or a ModelSpec, not 42."
+    assert "tiny-llama" in caught.value.available
+
+
 def test_plan_refuses_more_layers_than_memory_may_hold(fakes, make_spec):
     with pytest.raises(ConfigError) as caught:
         plan(make_spec(config={"num_layers": 10_001}), registry=fakes)
