@@ -47,3 +47,10 @@ def test_new_plugin_whose_mathematics_is_wrong_fails_its_own_tests(environment):
     done = environment.run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(made.folder / "tests"))
     assert done.returncode == 1
     assert "rmsnorm_small" in done.stdout
+
+
+def test_new_plugin_that_is_not_installed_is_told_how_by_its_own_tests(environment):
+    made = new_plugin("acme-norm", "norm", folder=environment.work / "plugin")
+    done = environment.run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(made.folder / "tests"))
+    assert done.returncode == 1
+    assert "nothing of acme-norm is registered: not installed? pip install -e ." in done.stdout

@@ -37,5 +37,7 @@ def command(name: str, slot: str, out: Path | None, author: str | None) -> None:
     for path in sorted(made.files):
         click.echo(f"  {made.folder / path}")
     click.echo("\nNow:")
-    for line in (f"cd {made.folder}", "pip install -e . --group test", "pytest"):
+    # --group needs pip 25.1, and an environment's own may be years older.
+    upgrade = "python -m pip install --upgrade pip"
+    for line in (f"cd {made.folder}", upgrade, "pip install -e . --group test", "pytest"):
         click.echo(f"  {line}")

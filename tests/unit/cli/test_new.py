@@ -16,7 +16,8 @@ def test_new_writes_a_plugin_and_says_how_to_go_on(tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.startswith("Wrote acme-norm, which fills norm as acme_norm:\n")
     assert "acme-norm/src/acme_norm/transom.toml" in out
-    assert "pip install -e . --group test" in out
+    steps = ["cd acme-norm", "python -m pip install --upgrade pip", "pip install -e . --group test", "pytest"]
+    assert out.partition("\nNow:\n")[2] == "".join(f"  {step}\n" for step in steps)
     assert (tmp_path / "acme-norm" / "src" / "acme_norm" / "norm.py").is_file()
 
 
