@@ -6,6 +6,7 @@ import inspect
 import re
 import shlex
 import sys
+import tomllib
 import types
 from pathlib import Path
 
@@ -125,6 +126,17 @@ def test_promises_are_kept_by_tests_that_there_are(page, least):
     assert len(named) == len(rows) > least
     missing = [f"{file}::{name}" for file, name in named if f"def {name}(" not in (ROOT / file).read_text()]
     assert missing == []
+
+
+def test_plugins_page_names_every_distribution_and_what_it_registers():
+    rows = re.findall(r"^\| `(transom-[\w-]+)` \| (.*?) \|", (ROOT / "docs/reference/plugins.md").read_text(), re.MULTILINE)
+    there = {}
+    for file in (*ROOT.glob("plugins/*/pyproject.toml"), *ROOT.glob("contrib/*/pyproject.toml")):
+        project = tomllib.loads(file.read_text())["project"]
+        groups = project.get("entry-points", {})
+        there[project["name"]] = {name for g, names in groups.items() if g.startswith("transom.") for name in names}
+    assert {name for name, _ in rows} == set(there)
+    assert [name for name, fills in rows if not there[name] <= set(re.findall(r"`(\w+)`", fills))] == []
 
 
 def test_architecture_page_draws_the_rooms_that_there_are():
