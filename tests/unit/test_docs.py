@@ -129,10 +129,11 @@ def test_promises_are_kept_by_tests_that_there_are(page, least):
 
 
 def test_plugins_page_names_every_distribution_and_what_it_registers():
-    rows = re.findall(r"^\| `(transom-[\w-]+)` \| (.*?) \|", (ROOT / "docs/reference/plugins.md").read_text(), re.MULTILINE)
+    text = (ROOT / "docs/reference/plugins.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(transom-[\w-]+)` \| (.*?) \|", text, re.MULTILINE)
     there = {}
     for file in (*ROOT.glob("plugins/*/pyproject.toml"), *ROOT.glob("contrib/*/pyproject.toml")):
-        project = tomllib.loads(file.read_text())["project"]
+        project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
         groups = project.get("entry-points", {})
         there[project["name"]] = {name for g, names in groups.items() if g.startswith("transom.") for name in names}
     assert {name for name, _ in rows} == set(there)
