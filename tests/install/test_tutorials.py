@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -68,3 +69,27 @@ def test_publish_an_attention_has_a_kit_that_finds_the_mistake_it_tells_to_make(
     assert done.returncode == 1
     passed, total, failed = map(int, re.search(r"(\d+) of (\d+) cases passed, (\d+) failed", done.stdout).groups())
     assert failed > 0.8 * total > passed
+
+
+def test_first_model_is_planned_trained_resumed_sampled_swapped_and_locked(environment, written):
+    page = "docs/tutorials/first-model.md"
+    environment.install(ROOT / "plugins" / "torch_dot_product")
+    (environment.work / "first.yaml").write_bytes((written(page) / "first.yaml").read_bytes())
+
+    def follow(verb):
+        done = [environment.transom(*command) for command in _commands(page, verb)]
+        assert [each.returncode for each in done] == [0] * len(done), [each.stderr for each in done]
+        return [each.stdout for each in done]
+
+    follow("train")
+    lines = (environment.work / "runs" / "first" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    losses = {record["step"]: record["loss"] for record in map(json.loads, lines) if "loss" in record}
+    assert max(losses) == 40
+    assert losses[40] < losses[20] < losses[min(losses)]
+    sampled, plain, swapped = follow("generate")
+    assert sampled.startswith("The ")
+    assert swapped == plain
+    follow("lock")
+    unlocked, locked = follow("plan")
+    assert "dot_product (transom " in unlocked
+    assert "dot_product (transom " in locked
