@@ -47,7 +47,7 @@ def test_installed_package_is_listed(installed):
     data = json.loads(done.stdout)
     (found,) = [one for one in data["implementations"] if one["distribution"] == "acme-attn"]
     assert (found["ref"], found["version"]) == ("acme-attn/acme_attn", "0.1.0")
-    assert found["card"]["features"] == ["causal", "gqa"]
+    assert found["card"]["features"] == ["bottom_right", "causal", "gqa", "positions"]
     assert found["notes"] == []
     assert data["problems"] == []
 
@@ -63,6 +63,9 @@ def test_installed_package_trains_as_the_reference_does(installed):
     spec = _spec(installed, "acme_attn")
     done = installed.transom("train", spec, "--out", "acme")
     assert done.returncode == 0, done.stderr
+    assert 'try it:          transom generate acme --prompt "The "' in done.stdout
+    written = installed.transom("generate", "acme", "--prompt", "The ", "--max-new-tokens", "3")
+    assert (written.returncode, written.stdout[:4]) == (0, "The "), written.stderr
     done = installed.transom("train", spec, "--out", "core", "--use", "core_attention=dot_product")
     assert done.returncode == 0, done.stderr
     assert len(_losses(installed, "acme")) == 5
@@ -153,4 +156,4 @@ def test_plugin_of_a_page_conforms(environment, written, page, folder, name):
     environment.install(written(page) / folder)
     done = environment.transom("check", name, "--conformance")
     assert done.returncode == 0, done.stdout
-    assert ", 0 failed, 0 skipped." in done.stdout.splitlines()[-1]
+    assert ", 0 failed, 0 skipped." in done.stdout
