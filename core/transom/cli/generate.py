@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from transom.cli.options import device_option, dtype_option, examples, json_option, use_option
+from transom.errors import ResolutionError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -102,7 +103,6 @@ def command(
     Face's save_pretrained wrote, whose ends of text end a text here too. One text appears as it is generated; several
     are generated together, and appear when all are done.
     """
-    from transom.pretrained.load import from_pretrained
     from transom.pretrained.tokenizer import special_ids, tokenizer_of
 
     texts = _texts(prompts, prompts_file)
@@ -116,7 +116,7 @@ def command(
     starts = [tokenizer.encode(text).tolist() for text in texts]
     if prompts_file is not None:
         _refuse_empty_lines(prompts_file.name, starts)
-    model = from_pretrained(checkpoint, use=_with_cache(use, kind), device=device, dtype=dtype)
+    model = _loaded(checkpoint, _with_cache(use, kind), device, dtype)
     if len(texts) == 1 and prompts_file is None and choices["beams"] is None:
         _generate_one(model, tokenizer, texts[0], starts[0], choices, as_json)
         return
@@ -127,6 +127,26 @@ def command(
     is_whole = choices["start_id"] is None
     for result in results:
         click.echo(f"{result['prompt'] if is_whole else ''}{result['text']}")
+
+
+def _loaded(checkpoint: Path, use: dict[str, str], device: str, dtype: str | None) -> nn.Module:
+    """Load a checkpoint; where who trained it cannot generate with it, say how another can."""
+    from transom.pretrained.load import from_pretrained
+
+    try:
+        return from_pretrained(checkpoint, use=use, device=device, dtype=dtype)
+    except ResolutionError as error:
+        slot, able = error.data["slot"], error.data["able"]
+        if not able or not (error.asked_by or "").startswith(f"use.{slot} in "):
+            raise
+        raise ResolutionError(
+            error.what,
+            asked_by=error.asked_by,
+            available=error.available,
+            failed=error.failed,
+            hint=f"--use {slot}={able[0].removeprefix('transom/')}",
+            **error.data,
+        ) from error
 
 
 def _texts(prompts: tuple[str, ...], file: Any) -> list[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from transom.cli.options import device_option, examples, json_option, lock_mode_option, locked_option, use_option
+from transom.errors import TransomError
 
 if TYPE_CHECKING:
     from transom.training.run import RunResult
@@ -101,7 +102,7 @@ def command(
             _say_how_to_resume(spec, out)
         raise
     if is_first():
-        click.echo(_as_json(result) if as_json else _summary(result))
+        click.echo(_as_json(result) if as_json else _summary(result, device))
 
 
 def _say_how_to_resume(spec: str, out: Path | None) -> None:
@@ -118,7 +119,19 @@ def _as_json(result: RunResult) -> str:
     return json.dumps(dataclasses.asdict(result), default=str, indent=2)
 
 
-def _summary(result: RunResult) -> str:
+def _can_generate(checkpoint: Path, device: str) -> bool:
+    """Whether those who trained the model can serve its generation too, which asks for other masks."""
+    from transom.pretrained.spec import read_spec
+    from transom.specs.plan import plan
+
+    try:
+        plan(read_spec(checkpoint), device=device, mode="infer")
+    except TransomError:
+        return False
+    return True
+
+
+def _summary(result: RunResult, device: str) -> str:
     bigram = "" if result.bigram_loss is None else f"  (a bigram model: {result.bigram_loss:.4f})"
     rows = {
         "trained": f"{result.parameters:,} parameters, {result.steps:,} steps, {result.tokens:,} tokens, "
@@ -127,6 +140,7 @@ def _summary(result: RunResult) -> str:
         "validation loss": f"{result.validation_loss:.4f}{bigram}",
         "loss curve": "not drawn: matplotlib is not installed" if result.curve is None else str(result.curve),
         "checkpoint": str(result.checkpoint),
-        "try it": f'transom generate {shlex.quote(str(result.folder))} --prompt "The "',
     }
+    if _can_generate(result.checkpoint, device):
+        rows["try it"] = f'transom generate {shlex.quote(str(result.folder))} --prompt "The "'
     return "\n".join(f"{name + ':':<17}{text}" for name, text in rows.items())

@@ -180,6 +180,7 @@ class _Question:
             hint="\n".join(hints) or f"All: transom list {self.slot.name}",
             slot=self.slot.name,
             resolution=attempt,
+            able=tuple(other.ref for other in able),
         )
         error.__cause__ = self._import_failure(attempt)
         return error

@@ -12,6 +12,7 @@ import time
 import pytest
 from transom.checkpoint.store import open_checkpoint
 from transom.cli.main import main
+from transom.registry.registry import Registry
 
 SCRIPT = "import sys; from transom.cli.main import main; sys.exit(main())"
 
@@ -45,6 +46,25 @@ def test_train_prints_a_summary_and_the_next_command(here, capsys):
     assert rows["try it"].strip() == 'transom generate runs/small --prompt "The "'
     assert err.splitlines()[0] == "training small: 4 steps"
     assert (here / "runs/small/loss.png").stat().st_size > 1000
+
+
+def test_train_proposes_to_generate_only_where_who_trained_can(site, make_card, monkeypatch, capsys):
+    code = "from transom.transformer.dot_product_attention import DotProductAttention as Narrow"
+    site.install(
+        "acme-narrow",
+        {"core_attention": {"narrow": "Narrow"}},
+        code=code,
+        card=make_card("core_attention.narrow", features=["causal", "dropout", "gqa"]),
+    )
+    monkeypatch.setattr("transom.registry.registry._DEFAULT", Registry())
+    assert main(["train", "small.yaml", "--out", "a", "--use", "core_attention=narrow"]) == 0
+    assert "try it" not in capsys.readouterr().out
+    assert main(["generate", "a", "--prompt", "to", "--max-new-tokens", "2"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "ResolutionError: core_attention 'narrow' cannot serve."
+    assert lines[1] == "  Asked by:   use.core_attention in a"
+    assert lines[-1] == "  Try:        --use core_attention=dot_product"
+    assert main(["generate", "a", "--prompt", "to", "--max-new-tokens", "2", *lines[-1].split()[1:]]) == 0
 
 
 def test_train_prints_json_alone_on_stdout(capsys):
