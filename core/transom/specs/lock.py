@@ -209,9 +209,18 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                 f"the plan departs from its lock in {len(found)} place{'s' if len(found) > 1 else ''} ({mode}).",
                 asked_by=asked_by,
                 failed=found[:_SHOWN] + more,
-                hint="install what the lock names, lock anew, or compare less strictly (compatible, free)",
+                hint=_mending(found, plan),
                 differences=tuple(found),
             )
+
+
+def _mending(differences: list[str], plan: Plan) -> str:
+    """Say what to do about differences; first of all, which choices of the call itself made some."""
+    places = {line.partition(": ")[0] for line in differences}
+    asked = dict.fromkeys(node.asked_by for node in plan.nodes() if (node.path or "the model") in places)
+    given = [each for each in asked if each.startswith("--use ") or each.endswith(" in the call's arguments")]
+    hint = "install what the lock names, lock anew, or compare less strictly (compatible, free)"
+    return f"leave out {', '.join(given)}; or {hint}" if given else hint
 
 
 def check_mode(mode: str) -> None:

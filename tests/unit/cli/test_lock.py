@@ -96,6 +96,7 @@ def test_plan_under_a_lock_shows_where_it_departs(capsys):
     assert (
         f"{place}: transom-torch-dot-product/torch_dot_product was locked for torch_dot_product | dot_product" in error
     )
+    assert f"  Try:        leave out --use {place}=dot_product; or install what the lock names, " in error
     assert main([*args, "--use", f"{place}=dot_product", "--lock-mode", "free"]) == 0
 
 

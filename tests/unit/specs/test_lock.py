@@ -103,6 +103,7 @@ def test_plan_under_a_lock_refuses_that_the_spec_asks_for_another(made, lock):
     assert caught.value.failed == (line,)
     assert caught.value.what == "the plan departs from its lock in 1 place (compatible)."
     assert caught.value.asked_by == "the lock"
+    assert caught.value.hint.startswith("leave out use.layers.0.mlp in the call's arguments; or install what the lock ")
 
 
 def test_plan_under_a_lock_tells_of_places_that_come_and_go(made, make_spec, lock, tmp_path, monkeypatch, fakes):
