@@ -224,6 +224,14 @@ class TransformerDecoder(TransformerStack):
         if mask is None:
             return AttentionMask(causal=True, alibi_slopes=self.alibi_slopes)
         if isinstance(mask, Tensor):
+            if mask.dim() == 2:
+                raise MaskError(
+                    f"a mask of shape {list(mask.shape)} does not say which token sees which; [b, s, t] does.",
+                    asked_by="TransformerDecoder.forward(mask=...)",
+                    hint="of padding, [b, t]: mask=AttentionMask(causal=True, key_padding=mask.bool()), "
+                    "and `masks: [padding]` in the spec",
+                    field="keep",
+                )
             keep = mask.unsqueeze(1) if mask.dim() == 3 else mask  # [b, s, t] -> [b, 1, s, t]
             mask = AttentionMask(keep=keep, alibi_slopes=self.alibi_slopes)
         undeclared = mask.features - self.masks if self.masks is not None else frozenset()

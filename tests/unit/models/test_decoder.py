@@ -279,6 +279,11 @@ def test_decoder_keeps_its_caches_in_step_when_a_forward_fails() -> None:
             "not built for masks of kind keep",
         ),
         (lambda m: m(torch.zeros(1, 3, dtype=torch.long), mask=torch.ones(1, 3, 3)), MaskError, "keep"),
+        (
+            lambda m: m(torch.zeros(2, 10, dtype=torch.long), mask=torch.ones(2, 10).bool()),
+            MaskError,
+            r"a mask of shape \[2, 10\] .*\n.*\n  Try: .* mask=AttentionMask\(causal=True, key_padding=mask.bool\(\)\)",
+        ),
     ],
 )
 def test_decoder_refuses_what_does_not_fit(act: Any, error: type[Exception], text: str) -> None:
