@@ -121,7 +121,8 @@ def _check_present(device: str) -> None:
     except (AssertionError, RuntimeError) as error:  # torch raises either, depending on how it was built
         reason = str(error).splitlines()[0].rstrip(".")
         what = f"device {device!r} cannot be used here: {reason}."
-        raise SpecError(what, asked_by="device", path="device", file=None, line=None) from error
+        hint = "cpu, or meta for a model without memory; transom doctor tells what torch finds here"
+        raise SpecError(what, asked_by="device", hint=hint, path="device", file=None, line=None) from error
 
 
 def _unchanged(plan: Plan, **given: Any) -> Plan:

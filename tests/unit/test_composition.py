@@ -92,6 +92,7 @@ def test_build_refuses_a_device_that_is_not_there(made, monkeypatch, reason):
         transom.build(made, device="cuda")
     error = caught.value
     assert (error.what, error.path) == ("device 'cuda' cannot be used here: no CUDA here.", "device")
+    assert error.hint.startswith("cpu, or meta ")
     assert error.__cause__ is reason
 
 
