@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
 
@@ -23,6 +24,7 @@ from transom.specs.node import Node
 from transom.specs.planner import Options, Planner, Use
 from transom.specs.spec import ModelSpec
 from transom.specs.totals import Measured, costs, totals
+from transom.transformer.enums import DtypeName
 
 if TYPE_CHECKING:
     import torch
@@ -192,8 +194,20 @@ def _check_layers(spec: ModelSpec) -> None:
 def _in_dtype(config: TransformerConfig, dtype: str | torch.dtype | None) -> TransformerConfig:
     if dtype is None:
         return config
+    name, known = str(dtype).removeprefix("torch."), get_args(DtypeName)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        raise SpecError(
+            f"parameters cannot have the dtype {name!r}.",
+            asked_by="dtype (--dtype)",
+            available=known,
+            hint=f"{near[0]}?" if near else None,
+            path="dtype",
+            file=None,
+            line=None,
+        )
     # fp16 and bf16 are other spellings of a dtype, and the call's wins.
-    return config.replace(params_dtype=str(dtype).removeprefix("torch."), fp16=False, bf16=False)
+    return config.replace(params_dtype=name, fp16=False, bf16=False)
 
 
 def _request(
@@ -243,7 +257,8 @@ def _device_type(device: str) -> str:
         return torch.device(device).type
     except RuntimeError as error:
         what = f"no device is called {device!r}."
-        kinds = ("cpu", "cuda", "cuda:0", "meta")
+        cuda = ("cuda", "cuda:0") if torch.cuda.is_available() else ("cuda (to plan for: none is here)",)
+        kinds = ("cpu", *cuda, "meta")
         raise SpecError(what, asked_by="device", available=kinds, path="device", file=None, line=None) from error
 
 

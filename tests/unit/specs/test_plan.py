@@ -7,6 +7,7 @@ import pickle
 from dataclasses import make_dataclass
 
 import pytest
+import torch
 from transom.errors import (
     BuildError,
     ConfigError,
@@ -274,12 +275,28 @@ def test_plan_pickles(fakes, make_spec):
     assert (again.fingerprint, str(again)) == (made.fingerprint, str(made))
 
 
-def test_plan_refuses_a_device_that_there_is_not(fakes, make_spec):
+@pytest.mark.parametrize(("dtype", "hint"), [("floot32", "float32?"), ("int8", None), (torch.int8, None)], ids=str)
+def test_plan_refuses_a_dtype_that_no_parameter_has(fakes, make_spec, dtype, hint):
+    with pytest.raises(SpecError) as caught:
+        plan(make_spec(), dtype=dtype, registry=fakes)
+    error = caught.value
+    assert error.what == f"parameters cannot have the dtype {str(dtype).removeprefix('torch.')!r}."
+    assert (error.asked_by, error.path, error.hint) == ("dtype (--dtype)", "dtype", hint)
+    assert error.available == ("float32", "bfloat16", "float16", "float64")
+
+
+@pytest.mark.parametrize(
+    ("is_here", "cuda"),
+    [(True, ("cuda", "cuda:0")), (False, ("cuda (to plan for: none is here)",))],
+    ids=["cuda here", "no cuda here"],
+)
+def test_plan_refuses_a_device_that_there_is_not(fakes, make_spec, monkeypatch, is_here, cuda):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: is_here)
     with pytest.raises(SpecError) as caught:
         plan(make_spec(), device="teapot", registry=fakes)
     error = caught.value
     assert (error.what, error.path) == ("no device is called 'teapot'.", "device")
-    assert error.available == ("cpu", "cuda", "cuda:0", "meta")
+    assert error.available == ("cpu", *cuda, "meta")
     assert "teapot" in str(error.__cause__)
 
 
