@@ -223,15 +223,15 @@ def _generate_all(
     from transom.inference.text import StopTexts, stream_text, until_stop
 
     most = _most(model, starts, choices)
-    befores = starts if choices["start_id"] is None else [[] for _ in starts]
+    written = starts if choices["start_id"] is None else [[] for _ in starts]
     if choices["beams"] is not None:
         found: list[dict[str, Any]] = _search(model, starts, choices, most)
     else:
-        is_done = StopTexts(tokenizer, befores, choices["stop"]) if choices["stop"] else None
+        is_done = StopTexts(tokenizer, written, choices["stop"]) if choices["stop"] else None
         rows = generate(model, starts, _settings(choices, most), seed=_seed(choices), is_done=is_done)
         found = [{"tokens": row.tokens, "seed": row.seed} for row in rows]
     results = []
-    for prompt, before, result in zip(texts, befores, found, strict=True):
+    for prompt, before, result in zip(texts, written, found, strict=True):
         said = (token for token in result["tokens"] if token not in choices["eos_ids"])
         text = "".join(until_stop(stream_text(tokenizer, before, said), choices["stop"]))
         results.append({"prompt": prompt, "text": text} | result)
