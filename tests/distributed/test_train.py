@@ -129,7 +129,6 @@ def test_run_goes_on_with_other_numbers_of_ranks_and_alone(described: Described,
     start(described(out, dp=2, die=["step", 5], resume=True), 2)
     finish(described(out, resume=True), 1)
     assert alike(losses(out), losses(alone))
-    assert json.loads((out / "checkpoints/step-00000004/checkpoint.json").read_text())["sizes"]["dp"] == 2
     assert json.loads((out / "checkpoints/step-00000006/checkpoint.json").read_text())["sizes"] == {}
 
 

@@ -45,7 +45,7 @@ def test_plan_hands_its_options_on(capsys):
             ["tiny-llama", "--use", "layers.9.mlp=mlp"],
             "SpecError: nothing is at 'layers.9.mlp', so use.layers.9.mlp would have no effect.",
         ),
-        (["tiny-llama", "--dtype", "float23"], "ConfigError: "),
+        (["tiny-llama", "--dtype", "float23"], "SpecError: parameters cannot have the dtype 'float23'."),
     ],
 )
 def test_plan_tells_what_is_wrong(capsys, args, error):
