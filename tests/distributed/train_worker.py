@@ -11,6 +11,8 @@ import json
 import os
 import signal
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 from transom.errors import TransomError
@@ -21,7 +23,7 @@ def main(arguments: dict[str, Any]) -> int:
 
     when, step = arguments.pop("die", (None, 0))
     if when and os.environ["RANK"] == "1" and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
-        {"step": die_before_step, "save": die_while_saving}[when](step)
+        {"step": die_before_step, "save": die_while_saving}[when](step, Path(arguments["out"]))
     try:
         result = train(**arguments)
     except TransomError as error:
@@ -36,18 +38,24 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def die_before_step(step: int) -> None:
+def die_before_step(step: int, out: Path) -> None:
+    """After the save of the step before, which goes on in the background, is complete."""
     from transom.training.trainer import Trainer
 
     train_step = Trainer.train_step
 
     def dying(self: Any) -> Any:
-        return die() if self.step == step else train_step(self)
+        if self.step != step:
+            return train_step(self)
+        deadline = time.monotonic() + 60
+        while not (out / "checkpoints" / f"step-{step - 1:08d}").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return die()
 
     Trainer.train_step = dying  # type: ignore[method-assign]
 
 
-def die_while_saving(step: int) -> None:
+def die_while_saving(step: int, out: Path) -> None:
     """After the tensors are written, before the checkpoint is complete."""
     from transom.distributed import store
 
