@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Literal
 
@@ -43,6 +44,8 @@ def shard_over_data(
     if mesh.sizes.dp == 1:
         return model
     _refuse_delayed(model)
+    # Layers hand on what cross-attention reads: to torch a view of their input, which nobody changes in place.
+    warnings.filterwarnings("ignore", ".*returned a view tensor", UserWarning)
     narrow = precision == "bfloat16"
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if narrow else MixedPrecisionPolicy()
     dp, place = mesh.device_mesh["dp"], _placement(mesh.sizes.dp)

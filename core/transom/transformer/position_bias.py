@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -13,14 +12,8 @@ from torch import Tensor, nn
 
 from transom.errors import ParallelError
 from transom.transformer.collectives import Ranks
-from transom.transformer.sharding import (
-    Offset,
-    ShardedModule,
-    ShardedStateDict,
-    own_sharded_state,
-    replica_of,
-    sharded,
-)
+from transom.transformer.sharding import Offset, ShardedModule, ShardedStateDict, own_sharded_state
+from transom.transformer.split_parameter import described, local_tensor, split_parameter
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -75,13 +68,12 @@ class RelativePositionBias(ShardedModule):
         own = _heads_of_rank(num_attention_heads, self.ranks)
         numbers = torch.empty(num_buckets, own, device=device, dtype=dtype)
         self.relative_attention_bias = nn.Embedding(num_buckets, own, _weight=numbers)
-        if tp_group is not None and self.ranks.size > 1:
-            self.relative_attention_bias.weight = _split(numbers, tp_group)
+        self.relative_attention_bias.weight = split_parameter(numbers, 1, tp_group)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the initial numbers of all heads, and keep this rank's: those that one process would have."""
-        own = _local(self.relative_attention_bias.weight)
+        own = local_tensor(self.relative_attention_bias.weight)
         if not own.is_meta:
             whole = own.new_empty(self.num_buckets, self.num_attention_heads)
             with torch.no_grad():
@@ -101,7 +93,7 @@ class RelativePositionBias(ShardedModule):
         Returns:
             ``[b or 1, n/p, s, t]``, for `AttentionMask.bias`.
         """
-        numbers = _local(self.relative_attention_bias.weight)
+        numbers = local_tensor(self.relative_attention_bias.weight)
         queries = torch.arange(t - s, t, device=numbers.device) if query_positions is None else query_positions
         keys = torch.arange(t, device=numbers.device) if key_positions is None else key_positions
         distance = keys[..., None, :] - queries[..., None]  # [(b,) s, t]
@@ -120,10 +112,7 @@ class RelativePositionBias(ShardedModule):
         if self.ranks.size == 1:
             return own_sharded_state(self, prefix, sharded_offsets, metadata)
         key, weight = f"{prefix}relative_attention_bias.weight", self.relative_attention_bias.weight
-        replica = replica_of(metadata, tensor_parallel_rank=0)
-        own = _local(weight).detach()
-        shard = sharded(key, own, 1, self.ranks.rank, self.ranks.size, sharded_offsets, replica_id=replica)
-        return {key: replace(shard, data=weight)}
+        return {key: described(key, weight, 1, self.ranks, sharded_offsets, metadata)}
 
 
 def _heads_of_rank(heads: int, ranks: Ranks) -> int:
@@ -135,21 +124,6 @@ def _heads_of_rank(heads: int, ranks: Ranks) -> int:
             ranks=ranks.size,
         )
     return heads // ranks.size
-
-
-def _split(part: Tensor, group: ProcessGroup) -> nn.Parameter:
-    """Let a rank's part rest as what it is of the whole, so that data parallelism and checkpoints know."""
-    from torch.distributed.tensor import DTensor, Shard
-
-    from transom.transformer.meshes import mesh_of
-
-    return nn.Parameter(DTensor.from_local(part, mesh_of(group, part.device.type), [Shard(1)], run_check=False))
-
-
-def _local(parameter: Tensor) -> Tensor:
-    to_local = getattr(parameter, "to_local", None)
-    local: Tensor = parameter if to_local is None else to_local()
-    return local
 
 
 def relative_position_buckets(distance: Tensor, *, num_buckets: int, max_distance: int, bidirectional: bool) -> Tensor:

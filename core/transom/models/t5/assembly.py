@@ -89,6 +89,7 @@ class T5Assembly:
             submodules.decoder_layers,
             request.vocab_size,
             request.max_sequence_length,
+            parallel_output=False,
             share_embeddings_and_output_weights=request.share_embeddings_and_output_weights,
             submodules=submodules,
             options=options,

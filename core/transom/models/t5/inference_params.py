@@ -6,14 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from transom.errors import CacheError
 from transom.transformer.context_cache import EncoderDecoderCache
 
 if TYPE_CHECKING:
-    import torch
-
     from transom.slots.kv_cache import KVCache
 
 __all__ = ["CacheMaker", "InferenceParams", "holds_context"]
@@ -96,3 +95,23 @@ class CacheMaker:
         weight = next(decoder.parameters())
         written = self.make(batch_size=batch_size, capacity=capacity, dtype=dtype or weight.dtype, device=weight.device)
         return EncoderDecoderCache(written, num_layers=len(decoder.layers))  # type: ignore[arg-type]  # a ModuleList
+
+    def of_caller(
+        self, params: InferenceParams, decoder: nn.Module | None, ids: Tensor | None, positions: Tensor | None
+    ) -> tuple[EncoderDecoderCache, Tensor | None]:
+        """Give a caller's cache, made at the first call, and the positions of what is written.
+
+        Args:
+            params: the caller's.
+            decoder: whose keys and values are kept.
+            ids: ``[b, s]``, what is written.
+            positions: of the ids; `None` = they go on from the caller's offset.
+
+        Raises:
+            CacheError: as for the maker itself.
+        """
+        if params.cache is None:
+            params.cache = self(decoder, params.max_batch_size, None, params.max_sequence_length)
+        if positions is None and ids is not None:
+            positions = params.sequence_len_offset + torch.arange(ids.shape[-1], device=ids.device)
+        return params.cache, positions

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from transom.errors import InputError
 
-if TYPE_CHECKING:
-    from transom.models.t5.inference_params import InferenceParams
-
-__all__ = ["checked_ids", "encoded", "positions_from", "stage_inputs"]
+__all__ = ["checked_ids", "encoded", "stage_inputs"]
 
 
 def checked_ids(name: str, ids: Tensor | None, longest: int | None) -> Tensor:
@@ -75,10 +70,3 @@ def stage_inputs(given: Tensor | Sequence[Tensor], *, has_encoder: bool) -> tupl
             hint="the encoder's hidden states; on a later decoder stage the decoder's before them",
         )
     return tensors[0] if len(tensors) == 2 else None, tensors[-1]
-
-
-def positions_from(params: InferenceParams, ids: Tensor | None) -> Tensor | None:
-    """Count on from where a caller's cache is."""
-    if ids is None:
-        return None
-    return params.sequence_len_offset + torch.arange(ids.shape[-1], device=ids.device)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transom.errors import InputError
+from transom.errors import InputError, ParallelError
+from transom.transformer.collectives import Ranks, copy_to_ranks, gather_features, gather_sequence
 from transom.transformer.linear import ColumnLinear
 from transom.transformer.module import Module
+from transom.transformer.sharding import Offset, ShardedModule, ShardedStateDict
+from transom.transformer.split_parameter import described, local_tensor, split_parameter
 from transom.transformer.utils import torch_dtype
 
 if TYPE_CHECKING:
@@ -24,18 +28,39 @@ __all__ = ["T5LMHead", "TiedOutput"]
 
 
 @final
-class TiedOutput(nn.Module):
+class TiedOutput(ShardedModule):
     """A linear whose weight is somebody else's: only a bias, or nothing at all, is its own.
 
+    Over p tensor-parallel ranks each has a block of the weight's rows, as those of an embedding table are split, and of
+    the bias.
+
     Args:
-        size: v.
+        size: v, over all ranks.
         bias: have a bias, zero at first.
         dtype: of the bias.
+        gather_output: give every rank all logits, not only those of its rows.
+        sequence_parallel: the hidden states are split along the sequence.
+        tp_group: the p ranks; `None` = one process.
+
+    Raises:
+        ParallelError: the rows cannot be split over the ranks.
     """
 
-    def __init__(self, size: int, *, bias: bool, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        size: int,
+        *,
+        bias: bool,
+        dtype: torch.dtype,
+        gather_output: bool = True,
+        sequence_parallel: bool = False,
+        tp_group: ProcessGroup | None = None,
+    ) -> None:
         super().__init__()
-        self.bias = nn.Parameter(torch.empty(size, dtype=dtype)) if bias else None
+        self.ranks = Ranks.of(tp_group)
+        self.gather_output, self.sequence_parallel = gather_output, sequence_parallel
+        own = torch.empty(_rows_of_rank(size, self.ranks), dtype=dtype)
+        self.bias = split_parameter(own, 0, tp_group) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -44,8 +69,39 @@ class TiedOutput(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Map ``x [..., h]`` to ``[..., v]`` by a weight ``[v, h]``."""
-        return F.linear(x, weight, self.bias)
+        """Map ``x [b, s, h]`` to ``[b, s, v]`` by a weight ``[v, h]``, or to ``[b, s, v/p]``.
+
+        With sequence parallelism, x is this rank's ``[b, s/p, h]``.
+        """
+        ranks, bias = self.ranks, None if self.bias is None else local_tensor(self.bias)
+        if ranks.size == 1:
+            return F.linear(x, weight, bias)
+        x = gather_sequence(x, ranks) if self.sequence_parallel else copy_to_ranks(x, ranks)
+        logits = F.linear(x, local_tensor(weight), bias)  # [b, s, h] -> [b, s, v/p]
+        return gather_features(logits, ranks) if self.gather_output else logits
+
+    def sharded_state_dict(
+        self,
+        prefix: str = "",
+        sharded_offsets: tuple[Offset, ...] = (),
+        metadata: Mapping[str, Any] | None = None,
+    ) -> ShardedStateDict:
+        """Describe this rank's part of the bias, as `transom.transformer.sharding` does."""
+        if self.ranks.size == 1 or self.bias is None:
+            return super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        key = f"{prefix}bias"
+        return {key: described(key, self.bias, 0, self.ranks, sharded_offsets, metadata)}
+
+
+def _rows_of_rank(size: int, ranks: Ranks) -> int:
+    if size % ranks.size:
+        raise ParallelError(
+            f"logits of {size} ids cannot be split over {ranks.size} tensor-parallel ranks.",
+            hint="choose a tensor_model_parallel_size that divides vocab_size",
+            size=size,
+            ranks=ranks.size,
+        )
+    return size // ranks.size
 
 
 @final
@@ -89,12 +145,19 @@ class T5LMHead(Module):
         factor: float = 1.0,
         tp_group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__(config)
+        super().__init__(config, tp_group)
         self.dtype, self.factor = torch_dtype(config.params_dtype), factor
         has_bias = share_embeddings_and_output_weights if bias is None else bias
         self.is_tied = share_embeddings_and_output_weights and pre_process
         if self.is_tied:
-            self.output_layer = TiedOutput(vocab_size, bias=has_bias, dtype=self.dtype)
+            self.output_layer = TiedOutput(
+                vocab_size,
+                bias=has_bias,
+                dtype=self.dtype,
+                gather_output=not parallel_output,
+                sequence_parallel=config.sequence_parallel,
+                tp_group=tp_group,
+            )
             return
         self.output_layer = (output_layer or ColumnLinear)(
             config.hidden_size,
@@ -136,11 +199,11 @@ class T5LMHead(Module):
         """Make logits.
 
         Args:
-            hidden_states: ``[b, s, h]``.
+            hidden_states: ``[b, s, h]``; with sequence parallelism this rank's ``[b, s/p, h]``.
             word_embeddings_weight: ``[v, h]``; needed where it is the weight, and not read elsewhere.
 
         Returns:
-            ``[b, s, v]``.
+            ``[b, s, v]``; with ``parallel_output`` this rank's ``[b, s, v/p]``.
 
         Raises:
             InputError: the word embeddings are the weight, and are not given.

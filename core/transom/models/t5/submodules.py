@@ -101,9 +101,18 @@ def reference_parts(config: TransformerConfig, vocab_size: int) -> T5Parts:
     )
 
 
+_ALIKE = (
+    "hidden_size",
+    "params_dtype",
+    "position_embedding_type",
+    "tensor_model_parallel_size",
+    "sequence_parallel",
+)
+
+
 def disagreements(config: TransformerConfig, encoder_config: TransformerConfig) -> Iterator[tuple[str, str]]:
     """Say where the configs of decoder and encoder cannot go together: the encoder's field, and what is wrong."""
-    for name in ("hidden_size", "params_dtype", "position_embedding_type", "tensor_model_parallel_size"):
+    for name in _ALIKE:
         wanted, found = getattr(config, name), getattr(encoder_config, name)
         if wanted != found:
             yield name, f"the encoder's {name} is {found!r} and the decoder's {wanted!r}"

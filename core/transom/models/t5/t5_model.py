@@ -11,7 +11,7 @@ from torch import Tensor
 
 from transom.errors import CacheError, InputError
 from transom.models.t5.inference_params import CacheMaker, InferenceParams, holds_context
-from transom.models.t5.inputs import checked_ids, encoded, positions_from, stage_inputs
+from transom.models.t5.inputs import checked_ids, encoded, stage_inputs
 from transom.models.t5.masks import Mask, mask_for, with_position_bias
 from transom.models.t5.stages import Stage, forget_second_names, with_one_owner_each, with_positions
 from transom.models.t5.submodules import T5Options, T5Parts, reference_parts
@@ -42,7 +42,8 @@ class T5Model(Module):
     Encoder and decoder share the word embeddings. Positions are learned, rotary, or relative: a learned bias of the
     scores of self-attention for each head and bucket of distances, the same in all layers of a stack.
     Masks are boolean, True = may attend: ``[b, t]`` (what is no padding), ``[b, s, t]`` or ``[b, 1, s, t]``; or an
-    `AttentionMask`. Shapes: b batch, s written tokens, t read tokens, v vocabulary, h hidden size.
+    `AttentionMask`. Shapes: b batch, s written tokens, t read tokens, v vocabulary, h hidden size. Under sequence
+    parallelism hidden states, in and out, are the rank's part of the sequence.
 
     Args:
         config: of the decoder.
@@ -137,6 +138,7 @@ class T5Model(Module):
         self.encoder_config, self.masks = encoder_config, stage.masks
         self.max_sequence_length, self.is_tied = max_sequence_length, share_embeddings_and_output_weights
         self.pre_process, self.post_process = pre_process, post_process
+        self.sequence_ranks = config.tensor_model_parallel_size if config.sequence_parallel else 1
         self.fp16_lm_cross_entropy = fp16_lm_cross_entropy
         self.embedding = stage.embedding()
         self.encoder_relative_pos_emb = stage.encoder_bias()
@@ -193,7 +195,9 @@ class T5Model(Module):
             CacheError: a step does not fit into the cache.
         """
         packed, read = packed_seq_params, encoder_hidden_states
-        cache, positions = self._caching(inference_params, decoder_input_ids, input_pos)
+        cache, positions = self.cache, input_pos
+        if inference_params is not None:
+            cache, positions = self.make_cache.of_caller(inference_params, self.decoder, decoder_input_ids, input_pos)
         if read is None and self.encoder is not None and (encoder_input_ids is not None or not holds_context(cache)):
             read = self._read(encoder_input_ids, encoder_attn_mask, packed)
         if output_encoder_hidden_only or self.decoder is None:
@@ -313,7 +317,7 @@ class T5Model(Module):
             raise InputError("this stage has no encoder.", hint="pass encoder_hidden_states")
         positions = None if packed is None or ids is None else packed_position_ids(packed.cu_seqlens_kv, ids.shape[1])
         hidden = self._start("encoder_input_ids", ids, positions, self.encoder)
-        b, t = hidden.shape[:2]
+        b, t = self._shape(hidden)
         mask = mask_for("encoder_attn_mask", given, (b, t, t), self.masks, packed)
         mask = with_position_bias(mask, self.encoder_relative_pos_emb, t, positions)
         read = self.encoder(hidden, mask=mask, positions=positions)  # -> [b, t, h]
@@ -334,7 +338,7 @@ class T5Model(Module):
             positions = packed_position_ids(packed.cu_seqlens_q, ids.shape[1])
         hidden = self._start("decoder_input_ids", ids, positions, self.decoder)
         read = self._context(read, cache, hidden.shape[0])
-        (b, s), t = hidden.shape[:2], None if read is None else read.shape[1]
+        (b, s), t = self._shape(hidden), None if read is None else self._shape(read)[1]
         mask = mask_for("decoder_attn_mask", masks[0], (b, s, s if cache is None else None), self.masks, packed)
         between = mask_for("encoder_decoder_attn_mask", masks[1], (b, s, t), self.masks, packed)
         capacity = None if cache is None else cache.capacity
@@ -375,6 +379,10 @@ class T5Model(Module):
         logits: Tensor = self.lm_head(hidden, self._word_embeddings())
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
+    def _shape(self, hidden: Tensor) -> tuple[int, int]:
+        """Give the numbers of rows and tokens, of which sequence-parallel ranks have a part each."""
+        return hidden.shape[0], hidden.shape[1] * self.sequence_ranks
+
     def _word_embeddings(self) -> Tensor | None:
         return None if self.embedding is None else cast("Tensor", self.embedding.word_embeddings.weight)
 
@@ -382,16 +390,6 @@ class T5Model(Module):
         if self.cache is None:
             raise CacheError(f"there are no caches to {what}.", hint="call setup_caches(batch_size) first")
         return self.cache
-
-    def _caching(
-        self, params: InferenceParams | None, ids: Tensor | None, positions: Tensor | None
-    ) -> tuple[EncoderDecoderCache | None, Tensor | None]:
-        """Give the cache of a call, and the positions of what it writes."""
-        if params is None:
-            return self.cache, positions
-        if params.cache is None:
-            params.cache = self.make_cache(self.decoder, params.max_batch_size, None, params.max_sequence_length)
-        return params.cache, positions_from(params, ids) if positions is None else positions
 
 
 if TYPE_CHECKING:

@@ -5,10 +5,23 @@ from typing import Any
 import pytest
 import torch
 from transom import TransformerConfig
-from transom.errors import InputError
+from transom.errors import InputError, ParallelError
 from transom.models.t5 import T5LMHead
+from transom.models.t5.lm_head import TiedOutput
 
 CONFIG = TransformerConfig(num_layers=1, hidden_size=8, num_attention_heads=2)
+
+
+class TwoRanks:
+    """As much of a process group as a refusal reads."""
+
+    group_name = "two"
+
+    def size(self) -> int:
+        return 2
+
+    def rank(self) -> int:
+        return 1
 
 
 def names(head: T5LMHead) -> set[str]:
@@ -45,3 +58,11 @@ def test_tied_head_refuses_to_go_without_the_embeddings() -> None:
     head = T5LMHead(CONFIG, True, 11, share_embeddings_and_output_weights=True)
     with pytest.raises(InputError, match="the head's weight is the word embeddings, and they are not given"):
         head(torch.zeros(1, 2, 8))
+
+
+def test_tied_head_refuses_ranks_over_which_the_vocabulary_does_not_divide() -> None:
+    with pytest.raises(ParallelError) as error:
+        TiedOutput(11, bias=True, dtype=torch.float32, tp_group=TwoRanks())  # type: ignore[arg-type]
+    assert error.value.what == "logits of 11 ids cannot be split over 2 tensor-parallel ranks."
+    assert error.value.hint == "choose a tensor_model_parallel_size that divides vocab_size"
+    assert (error.value.size, error.value.ranks) == (11, 2)
