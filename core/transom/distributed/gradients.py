@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.placement_types import Shard, _StridedShard
 
 from transom.distributed.mesh import ParallelMesh
-from transom.transformer.partial_gradients import partial_gradients
+from transom.transformer.partial_gradients import own_parameters, partial_gradients
 from transom.transformer.sharding import ShardedTensor, ShardedTensorFactory, sharded_state_of
 
 __all__ = ["GradientNorm", "sum_partial_gradients"]
@@ -57,6 +57,7 @@ class GradientNorm:
             model, metadata={"tensor_parallel_rank": mesh.place("tp"), "singleton_local_shards": True}
         )
         splits = {id(entry.data): _is_split(entry) for entry in state.values()}
+        splits |= {id(parameter): True for parameter in own_parameters(model)}
         self._copies = {id(parameter) for parameter in _copies(model)}
         for parameter in model.parameters():
             if parameter.requires_grad:

@@ -15,6 +15,7 @@ from transom.training.optimizer import make_optimizer
 from transom.training.sampler import Batch, SequenceSampler, validation_batches
 from transom.training.schedule import learning_rate
 from transom.training.team import Alone
+from transom.transformer.auxiliary_loss import auxiliary_share
 
 if TYPE_CHECKING:
     from transom.specs.train_spec import TrainSpec
@@ -122,8 +123,9 @@ class Trainer:
         for i in range(self.settings.accumulate):
             number = self.step * self.settings.accumulate + i
             batch = self.team.share(self.sampler.batch(number))
-            loss = self._losses(batch, number).mean() / self.settings.accumulate
-            loss.backward()  # type: ignore[no-untyped-call]
+            with auxiliary_share(1 / self.settings.accumulate):  # backward may compute parts of the model again
+                loss = self._losses(batch, number).mean() / self.settings.accumulate
+                loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return self.team.mean(total)
 

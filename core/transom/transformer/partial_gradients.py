@@ -1,4 +1,7 @@
-"""Which parameters' gradients are parts of a sum that tensor-parallel ranks have yet to take."""
+"""What tensor-parallel ranks must know of parameters that do not rest as DTensors over them.
+
+Whether gradients are parts of a sum that the ranks have yet to take, and whether a parameter is one rank's alone.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-__all__ = ["mark_partial_gradients", "partial_gradients"]
+__all__ = ["mark_own_parameters", "mark_partial_gradients", "own_parameters", "partial_gradients"]
 
 
 def mark_partial_gradients(module: object) -> None:
@@ -30,10 +33,32 @@ def partial_gradients(module: nn.Module) -> Iterator[nn.Parameter]:
         >>> [parameter is model[1].weight for parameter in partial_gradients(model)]
         [True, False]
     """
-    found = {
-        id(parameter): parameter
-        for part in module.modules()
-        if part.__dict__.get("gradients_are_partial", False)
-        for parameter in part.parameters()
-    }
-    yield from found.values()
+    yield from _marked(module, "gradients_are_partial")
+
+
+def mark_own_parameters(module: object) -> None:
+    """Say that no other tensor-parallel rank has these parameters: those of experts that are split over the ranks.
+
+    What is computed of all parameters, a norm of gradients say, is then the sum over the ranks.
+
+    Args:
+        module: whose parameters they are.
+    """
+    module.__dict__["parameters_are_own"] = True
+
+
+def own_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Give the parameters below a module that no other tensor-parallel rank has, each once.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, bias=False))
+        >>> mark_own_parameters(model[1])
+        >>> [parameter is model[1].weight for parameter in own_parameters(model)]
+        [True]
+    """
+    yield from _marked(module, "parameters_are_own")
+
+
+def _marked(module: nn.Module, mark: str) -> Iterator[nn.Parameter]:
+    marked = (part for part in module.modules() if part.__dict__.get(mark, False))
+    yield from {id(parameter): parameter for part in marked for parameter in part.parameters()}.values()
