@@ -12,6 +12,7 @@ import torch
 import transom
 from torch import nn
 from transom.errors import HookError
+from transom.training.run import train
 from transom_int8_linear.linear import Int8Linear, quantized
 
 SPEC = Path(__file__).parents[1] / "tiny-int8.yaml"
@@ -119,6 +120,8 @@ def test_model_decodes_over_a_cache_as_it_reads_the_whole() -> None:
     torch.testing.assert_close(torch.cat(steps, dim=1), whole)
 
 
+# torch's tracer makes an instance where no gradient is asked for, and warns of it.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_model_survives_copies_and_compiles_in_one_graph() -> None:
     model = rounded()
     wanted = model(TOKENS)
@@ -172,8 +175,53 @@ def test_what_cannot_be_rounded_is_refused(name: str) -> None:
     assert (caught.value.what, caught.value.hook) == (what, "transom-int8-linear/int8_linear")
 
 
-def test_spec_is_tiny_llama_for_inference() -> None:
+def test_gradient_goes_through_the_rounded_weight() -> None:
+    made = rounded("float64", training=True).get_submodule("layers.0.mlp.linear_fc2")
+    x = torch.randn(3, 48, dtype=torch.float64, requires_grad=True)
+    out, _ = made(x)
+    (found,) = torch.autograd.grad(out.square().sum(), x)
+    (wanted,) = torch.autograd.grad((x @ made.weight.T + made.bias).square().sum(), x)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_backward_keeps_no_floating_weight() -> None:
+    made = rounded(training=True).get_submodule("layers.0.mlp.linear_fc2")
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):  # type: ignore[func-returns-value]
+        made(torch.randn(3, 48, requires_grad=True))
+    assert [tensor.dtype for tensor in kept if tensor.shape == (32, 48)] == [torch.int8]
+
+
+def test_integers_stay_while_the_rest_learns() -> None:
+    model = transom.build(spec(training=True), dtype="float64")
+    before = {path: made.weight_int8.clone() for path, made in linears(model).items()}
+    learning = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert learning.isdisjoint({f"{path}.bias" for path in before})
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    losses = []
+    for _ in range(5):
+        loss = model(TOKENS[:, :-1], labels=TOKENS[:, 1:]).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 2
+    assert all(torch.equal(made.weight_int8, before[path]) for path, made in linears(model).items())
+
+
+def test_adapters_learn_over_integers() -> None:
+    pytest.importorskip("transom_lora")
+    hooks = [*spec(training=True)["hooks"], {"hook": "lora", "options": {"rank": 2}}]
+    model = transom.build(spec() | {"hooks": hooks})
+    model(TOKENS[:, :-1], labels=TOKENS[:, 1:]).mean().backward()
+    learned = {name.rpartition(".")[2] for name, weight in model.named_parameters() if weight.grad is not None}
+    assert learned == {"lora_a", "lora_b"}
+    assert len(linears(model)) == 8
+
+
+def test_spec_is_tiny_llama_and_trains(tmp_path: Path) -> None:
     assert transom.load_spec(SPEC).config == transom.load_spec("tiny-llama").config
-    model = transom.build(SPEC, mode="infer")
-    assert len(linears(model)) == 16
-    assert model(TOKENS).shape == (2, 6, 256)
+    assert len(linears(transom.build(SPEC, mode="infer"))) == 16
+    result = train(SPEC, out=tmp_path / "run", steps=2)
+    assert result.loss is not None
+    assert result.parameters == 256 * 192 + 9 * 192  # the embedding and the norms

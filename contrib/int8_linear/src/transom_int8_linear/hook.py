@@ -28,9 +28,12 @@ class Int8Options:
 
     Args:
         targets: paths of linears, with ``*`` for one component or a part of one and ``**`` for any number.
+        training: allow that the model is trained: these linears stay as they are, and what else there is learns, or
+            what another hook adds.
     """
 
     targets: tuple[str, ...] = ("**.self_attention.*", "**.cross_attention.*", "**.mlp.*")
+    training: bool = False
 
 
 @final
@@ -41,8 +44,8 @@ class Int8:
         options: which.
 
     Raises:
-        HookError: the model is to be trained; weights are split over processes; no linear fits; the output layer, whose
-            weight is read without calling it, is among them.
+        HookError: the model is to be trained, and the options do not allow it; weights are split over processes; no
+            linear fits; the output layer, whose weight is read without calling it, is among them.
 
     Example:
         >>> import transom
@@ -56,15 +59,16 @@ class Int8:
     def __init__(self, options: Int8Options) -> None:
         self.targets = [_regex(target) for target in options.targets]
         self.asked = ", ".join(options.targets)
+        self.training = options.training
         self.found = False
 
     @hookimpl
     def transom_after_resolve(self, plan: Plan) -> None:
         """Refuse training, and weights of which each process holds a part."""
-        if plan.context.mode == "train":
+        if plan.context.mode == "train" and not self.training:
             raise HookError(
                 "int8_linear rounds weights, which then cannot learn, and the model is to be trained.",
-                hint='mode="infer"',
+                hint='mode="infer"; or the option training: true, and adapters or whatever else learns',
                 hook=_NAME,
             )
         ranks = plan.config.tensor_model_parallel_size

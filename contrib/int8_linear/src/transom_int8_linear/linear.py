@@ -36,12 +36,27 @@ def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (wide / divisor).round().clamp(-127, 127).to(torch.int8), scale
 
 
+class _Product(torch.autograd.Function):
+    """``x W^T`` for integers W; backward makes the floating W again, so that none is kept meanwhile."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, integers: Tensor) -> Tensor:
+        ctx.save_for_backward(integers)
+        return F.linear(x, integers.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (integers,) = ctx.saved_tensors
+        return gradient @ integers.to(gradient.dtype), None
+
+
 @final
 class Int8Linear(nn.Module):
     """``(x W^T) * scale + bias``, W in int8: a quarter of the memory of float32, and half of that of bfloat16.
 
     Products are computed in the dtype of x, in which these integers are exact. A state with a floating ``weight`` loads
-    and is rounded; states of this module have ``weight_int8`` and ``weight_scale`` in its place.
+    and is rounded; states of this module have ``weight_int8`` and ``weight_scale`` in its place. Gradients go through to
+    x; the integers do not learn, and neither does the bias.
 
     Args:
         linear: with a weight ``[out, in]`` and a bias or none, whole on this process; it is not needed any more.
@@ -59,14 +74,21 @@ class Int8Linear(nn.Module):
             _, handed_on = made(weight.new_zeros(1, weight.shape[1]))
         self.hands_bias_on = handed_on is not None
         self.bias: nn.Parameter | None = getattr(linear, "bias", None)
+        if self.bias is not None:
+            self.bias.requires_grad_(False)
         integers, scale = quantized(weight)
         self.register_buffer("weight_int8", integers)
         self.register_buffer("weight_scale", scale)
         self.register_load_state_dict_pre_hook(_round_what_is_floating)  # type: ignore[no-untyped-call]
 
+    @property
+    def weight(self) -> Tensor:
+        """What the integers stand for, ``[out, in]``, made when it is asked for."""
+        return self.weight_int8.to(self.weight_scale.dtype) * self.weight_scale[:, None]
+
     def forward(self, x: Tensor, /) -> tuple[Tensor, Tensor | None]:
         """Map ``x [..., in]`` to ``[..., out]``, and return the bias where the linear did."""
-        output = F.linear(x, self.weight_int8.to(x.dtype)) * self.weight_scale
+        output = _Product.apply(x, self.weight_int8) * self.weight_scale
         if self.hands_bias_on or self.bias is None:
             return output, self.bias
         return output + self.bias, None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, cast, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transom.checkpoint.layout_map import LayoutMap, Rule
+
+from transom_lora.low_rank import draw, low_rank
 
 if TYPE_CHECKING:
     from transom.slots.linear import Linear
@@ -24,7 +24,8 @@ class LoraLinear(nn.Module):
     the model without adapters loads, and the adapters keep what they hold.
 
     Args:
-        linear: with a weight ``[out, in]``; its output is left as it was until the adapter has learned something.
+        linear: with a weight ``[out, in]``, which may be a frozen one in fewer bits; its output is left as it was until the
+            adapter has learned something.
         rank: r, of the product.
         alpha: the product is multiplied by alpha / r.
         dropout: probability of dropping an element of the adapter's input in training.
@@ -63,8 +64,7 @@ class LoraLinear(nn.Module):
 
     def reset_parameters(self) -> None:
         """Start with a product of zeros; the linear is left as it is."""
-        nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
-        nn.init.zeros_(self.lora_b)
+        draw(self.lora_a, self.lora_b)
 
     def layout_map(self) -> LayoutMap:
         """Say that the linear's weights have the names that they have without an adapter."""
@@ -74,8 +74,8 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor, /) -> tuple[Tensor, Tensor | None]:
         """Map ``x [..., in]`` to ``[..., out]``, and return the linear's bias when it is not added."""
         output, bias = self.linear(x)
-        low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_a)  # [..., in] -> [..., r]
-        return output + F.linear(low, self.lora_b) * self.scale, bias
+        dropout = self.dropout if self.training else 0.0
+        return output + low_rank(x, self.lora_a, self.lora_b, scale=self.scale, dropout=dropout), bias
 
     def backward_dw(self) -> None:
         """Add the linear's gradient that backward put off."""

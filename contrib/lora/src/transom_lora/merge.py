@@ -42,7 +42,8 @@ def merge(model: nn.Module) -> dict[str, LoraLinear]:
         the adapters by path, for `unmerge`.
 
     Raises:
-        InputError: the model has no adapters, or is itself one.
+        InputError: the model has no adapters, or is itself one; or weights are kept in fewer bits, and nothing can be
+            added to them.
 
     Example:
         >>> import transom
@@ -55,6 +56,11 @@ def merge(model: nn.Module) -> dict[str, LoraLinear]:
     if not adapters or "" in adapters:
         what = "the model has no adapters to merge." if not adapters else "an adapter by itself cannot be merged."
         raise InputError(what, hint="pass the whole model, with adapters in it")
+    if rounded := [path for path, adapter in adapters.items() if not isinstance(adapter.linear.weight, nn.Parameter)]:
+        raise InputError(
+            f"the weight of {rounded[0]} is kept in fewer bits, and nothing can be added to it.",
+            hint="merge into the model as it was before, with adapter_state()",
+        )
     for path, adapter in adapters.items():
         adapter.linear.weight += adapter.product()
         model.set_submodule(path, adapter.linear)
