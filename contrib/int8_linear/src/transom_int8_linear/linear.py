@@ -39,13 +39,18 @@ def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
 class _Product(torch.autograd.Function):
     """``x W^T`` for integers W; backward makes the floating W again, so that none is kept meanwhile."""
 
+    if TYPE_CHECKING:  # torch leaves it untyped
+
+        @classmethod
+        def apply(cls, x: Tensor, integers: Tensor, /) -> Tensor: ...
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, integers: Tensor) -> Tensor:
         ctx.save_for_backward(integers)
         return F.linear(x, integers.to(x.dtype))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (integers,) = ctx.saved_tensors
         return gradient @ integers.to(gradient.dtype), None
 
@@ -55,8 +60,8 @@ class Int8Linear(nn.Module):
     """``(x W^T) * scale + bias``, W in int8: a quarter of the memory of float32, and half of that of bfloat16.
 
     Products are computed in the dtype of x, in which these integers are exact. A state with a floating ``weight`` loads
-    and is rounded; states of this module have ``weight_int8`` and ``weight_scale`` in its place. Gradients go through to
-    x; the integers do not learn, and neither does the bias.
+    and is rounded; states of this module have ``weight_int8`` and ``weight_scale`` in its place. Gradients go
+    through to x; the integers do not learn, and neither does the bias.
 
     Args:
         linear: with a weight ``[out, in]`` and a bias or none, whole on this process; it is not needed any more.

@@ -24,8 +24,8 @@ class LoraLinear(nn.Module):
     the model without adapters loads, and the adapters keep what they hold.
 
     Args:
-        linear: with a weight ``[out, in]``, which may be a frozen one in fewer bits; its output is left as it was until the
-            adapter has learned something.
+        linear: with a weight ``[out, in]``, which may be a frozen one in fewer bits; its output is left as it was until
+            the adapter has learned something.
         rank: r, of the product.
         alpha: the product is multiplied by alpha / r.
         dropout: probability of dropping an element of the adapter's input in training.
