@@ -15,19 +15,23 @@ import torch
 from torch import nn
 
 from transom.checkpoint.module_layout import keep_state_canonical
-from transom.errors import BuildError, PlanMismatchError, SpecError
+from transom.errors import BuildError, ParallelError, PlanMismatchError, SpecError
 from transom.registry.hooks import LiveHook, load_hooks
 from transom.registry.registry import default_registry
 from transom.registry.signatures import module_mismatches
 from transom.slots import Request
+from transom.slots.core_attention import CoreAttentionRequest
 from transom.specs.lock import Lock
 from transom.specs.node import Replacement
 from transom.specs.plan import Node, Plan, Use
 from transom.specs.plan import plan as make_plan
 from transom.specs.spec import ModelSpec
+from transom.transformer.collectives import Ranks
+from transom.transformer.context_parallel import ContextParallelAttention
 from transom.transformer.partial_gradients import mark_partial_gradients
+from transom.transformer.transformer_config import TransformerConfig
 
-__all__ = ["build", "check_ranks", "module_of", "modules_of"]
+__all__ = ["build", "build_stages", "check_ranks", "module_of", "modules_of"]
 
 _BUILT = "transom_module_built"
 
@@ -42,6 +46,7 @@ def build(
     options: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int | None = None,
     tp_group: torch.distributed.ProcessGroup | None = None,
+    cp_group: torch.distributed.ProcessGroup | None = None,
 ) -> nn.Module:
     """Build a model: resolve every slot, then make every module.
 
@@ -55,6 +60,9 @@ def build(
         seed: of the initial weights; the global generator is left as it was. None = draw from the global generator.
         tp_group: tensor-parallel process group, of ``config.tensor_model_parallel_size`` ranks; they must all have
             planned the same model.
+        cp_group: context-parallel process group, of ``config.context_parallel_size`` ranks. Each calls the model with
+            its share of every sequence (`transom.transformer.context_parallel.ContextShare`): tokens, labels and
+            ``input_pos``; but with a mask over the whole.
 
     Returns:
         the model, with the plan it was built from as ``model.plan``, which says too what hooks replaced. Nothing of the
@@ -73,17 +81,74 @@ def build(
         the_plan = _unchanged(spec, dtype=dtype, mode=mode, use=use, options=options)
     else:
         the_plan = make_plan(spec, device=device or "cpu", dtype=dtype, mode=mode or "train", use=use, options=options)
-    if tp_group is not None:
-        check_ranks(the_plan, tp_group)
+    for group in filter(None, (tp_group, cp_group)):
+        check_ranks(the_plan, group)
     device = str(device or the_plan.context.device)
     _check_present(device)
-    making = _Making(load_hooks(the_plan.hooks), the_plan.config.sequence_parallel)
+    ranks = _context_ranks(the_plan.config, cp_group)
+    making = _Making(load_hooks(the_plan.hooks), the_plan.config.sequence_parallel, ranks)
     with torch.device(device), _seeded(seed, device):
         model = _Builder(the_plan.root, making)(the_plan.config, tp_group=tp_group)
     model.__dict__["plan"] = making.annotated(the_plan)
     if the_plan.context.mode == "infer":
         model.eval().requires_grad_(False)
     return model
+
+
+def build_stages(
+    plan: Plan,
+    *,
+    place: int,
+    device: str | torch.device | None = None,
+    seed: int | None = None,
+    tp_group: torch.distributed.ProcessGroup | None = None,
+) -> list[nn.Module]:
+    """Build what one rank of a pipeline has of a model, with the weights that `build` gives it under the same seed.
+
+    Of the other layers one at a time is made and dropped: the rank needs room for its own and one more.
+
+    Args:
+        plan: of the whole model; its config says how it is cut.
+        place: of the rank in the pipeline, from 0.
+        device: as for `build`, likewise seed and tp_group.
+        seed: of the initial weights.
+        tp_group: tensor-parallel process group.
+
+    Returns:
+        the rank's stage, or its virtual stages in order, which satisfy `transom.slots.model.ModelStage`; each has the
+        plan as ``stage.plan``.
+
+    Raises:
+        TransomError: as for `build`.
+        ParallelError: the model's builder makes no stages, or there is no such place.
+
+    Example:
+        >>> from transom.specs.load import load_spec
+        >>> config = load_spec("tiny-llama").config.replace(pipeline_model_parallel_size=2)
+        >>> planned = make_plan({"vocab_size": 256, "max_sequence_length": 16, "config": config.to_dict()})
+        >>> (stage,) = build_stages(planned, place=1, seed=0)
+        >>> sorted(stage.layers)
+        ['2', '3']
+    """
+    if tp_group is not None:
+        check_ranks(plan, tp_group)
+    device = str(device or plan.context.device)
+    _check_present(device)
+    making = _Making(load_hooks(plan.hooks), plan.config.sequence_parallel)
+    builder = _Builder(plan.root, making)
+    if not hasattr(builder.build, "stages"):
+        chosen = plan.root.resolution.chosen
+        raise ParallelError(
+            f"the model {chosen.label} cannot be cut into the stages of a pipeline.",
+            asked_by=f"pipeline_model_parallel_size={plan.config.pipeline_model_parallel_size}",
+            hint="pp=1, or a model whose builder has stages()",
+            model=chosen.label,
+        )
+    with torch.device(device), _seeded(seed, device):
+        stages = list(builder.build.stages(plan.config, place=place, tp_group=tp_group, **builder.bound))
+    for stage in stages:
+        stage.__dict__["plan"] = making.annotated(plan)
+    return stages
 
 
 def check_ranks(plan: Plan, group: torch.distributed.ProcessGroup) -> None:
@@ -113,6 +178,20 @@ def check_ranks(plan: Plan, group: torch.distributed.ProcessGroup) -> None:
         hint="plan under one lock on every rank: transom.plan(spec, lock=...)",
         differences=tuple(found),
     )
+
+
+def _context_ranks(config: TransformerConfig, group: torch.distributed.ProcessGroup | None) -> Ranks:
+    ranks, wanted = Ranks.of(group), config.context_parallel_size
+    if ranks.size != wanted:
+        given = "no cp_group" if group is None else f"a cp_group of {ranks.size}"
+        raise ParallelError(
+            f"the model's sequences are split over {wanted} ranks, and {given} was given.",
+            asked_by="config.context_parallel_size",
+            hint=f"cp_group= with {wanted} ranks, as transom train --cp makes it, or context_parallel_size: {ranks.size}",
+            ranks=ranks.size,
+            wanted=wanted,
+        )
+    return ranks
 
 
 def _check_present(device: str) -> None:
@@ -167,12 +246,14 @@ class _Making:
     Args:
         hooks: in the order in which they run.
         sequence_parallel: whether norms act on each rank's part of the sequence.
+        context_ranks: which share every sequence.
         shared: modules of shared slots that were already made.
         replacements: what hooks put in the place of modules, by path.
     """
 
     hooks: Sequence[LiveHook]
     sequence_parallel: bool = False
+    context_ranks: Ranks = field(default_factory=lambda: Ranks.of(None))
     shared: dict[Hashable, nn.Module] = field(default_factory=dict)
     replacements: dict[str, tuple[Replacement, ...]] = field(default_factory=dict)
 
@@ -190,6 +271,12 @@ class _Making:
             module, before = answer, self.replacements.get(node.path, ())
             self.replacements[node.path] = (*before, Replacement(hook.hook.ref, _class_name(answer)))
         return module
+
+    def shared_out(self, module: nn.Module, node: Node) -> nn.Module:
+        """Let a core attention have queries of a share of the sequence, where ranks share it."""
+        if not isinstance(node.request, CoreAttentionRequest) or self.context_ranks.size == 1:
+            return module
+        return ContextParallelAttention(module, self.context_ranks, windowed=node.request.window is not None)
 
     def annotated(self, plan: Plan) -> Plan:
         """Return the plan with what hooks replaced; the plan itself when that is nothing."""
@@ -251,7 +338,7 @@ class _Builder:
         if self.node.slot == "norm" and self.making.sequence_parallel:
             mark_partial_gradients(module)
         keep_state_canonical(module)
-        return self.making.hooked(module, self.node)
+        return self.making.shared_out(self.making.hooked(module, self.node), self.node)
 
     def _submodules(self) -> Any:
         if not self.node.parts:

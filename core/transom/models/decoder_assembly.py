@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,17 +11,19 @@ import torch
 from torch import nn
 
 from transom.models.decoder import TransformerDecoder
+from transom.models.decoder_stage import DecoderStage
 from transom.models.embedding import LanguageModelEmbedding
 from transom.transformer import parts
 from transom.transformer.collectives import Ranks
 from transom.transformer.initialization import NormalInit
+from transom.transformer.pipeline_layout import stage_of
 from transom.transformer.position_bias import alibi_slopes
 from transom.transformer.recompute import LayerRecompute
 from transom.transformer.utils import torch_dtype
 
 if TYPE_CHECKING:
     from transom.slots import Part, Parts
-    from transom.slots.model import ModelBuilder, ModelRequest
+    from transom.slots.model import ModelRequest, StagedModelBuilder
     from transom.transformer.transformer_config import TransformerConfig
 
 __all__ = ["DecoderAssembly", "DecoderSubmodules", "assemble_decoder"]
@@ -61,6 +63,8 @@ class DecoderAssembly:
         """Say what a decoder cannot be."""
         if request.config.position_embedding_type == "relative":
             return ["relative positions are for encoder-decoder models"]
+        if request.config.context_parallel_size > 1 and request.context.mode == "infer":
+            return ["ranks share sequences in training alone: mode infer needs context_parallel_size: 1"]
         return []
 
     @staticmethod
@@ -92,31 +96,68 @@ class DecoderAssembly:
         tp_group: torch.distributed.ProcessGroup | None = None,
     ) -> TransformerDecoder:
         """Make every part, in the order in which a token meets them."""
-        embedding = _embedding(config, submodules, request, tp_group)
-        layers = [
-            make(config, layer_number=number, tp_group=tp_group) for number, make in enumerate(submodules.layers, 1)
-        ]
-        norm = submodules.final_layernorm(config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon)
-        is_alibi = config.position_embedding_type == "alibi"
-        own_heads = Ranks.of(tp_group).part(alibi_slopes(config.num_attention_heads), 0)
-        decoder = TransformerDecoder(
-            embedding,
-            layers,
-            config.num_layers,
-            request.max_sequence_length,
-            config.num_attention_heads,
-            config.kv_channels,
-            norm,
-            _output_layer(config, submodules.output_layer, request, tp_group),
-            loss=submodules.loss(config),
-            masks=request.masks,
-            alibi_slopes=own_heads if is_alibi else None,
-            recompute=LayerRecompute.of(config),
-            kv_cache=None if submodules.kv_cache is None else partial(submodules.kv_cache, config),
-            logit_softcap=config.final_logit_softcapping,
-        )
-        decoder.tensor_parallel_rank = None if tp_group is None else tp_group.rank()
-        return decoder
+        return _decoder(config, submodules, request, tp_group, range(1, config.num_layers + 1))
+
+    @staticmethod
+    def stages(
+        config: TransformerConfig,
+        submodules: DecoderSubmodules,
+        *,
+        request: ModelRequest,
+        place: int,
+        tp_group: torch.distributed.ProcessGroup | None = None,
+    ) -> list[DecoderStage]:
+        """Make the stages of one rank of a pipeline; of the other layers, one at a time is made and dropped."""
+        virtual = config.virtual_pipeline_model_parallel_size
+        cuts = [stage_of(config, place, number) for number in (range(virtual) if virtual else (None,))]
+        wanted = {number for cut in cuts for number in cut.layer_numbers}
+        decoder = _decoder(config, submodules, request, tp_group, wanted)
+        return [DecoderStage(decoder, cut) for cut in cuts]
+
+
+def _decoder(
+    config: TransformerConfig,
+    submodules: DecoderSubmodules,
+    request: ModelRequest,
+    tp_group: torch.distributed.ProcessGroup | None,
+    wanted: Container[int],
+) -> TransformerDecoder:
+    embedding = _embedding(config, submodules, request, tp_group)
+    layers = [_layer(config, make, number, tp_group, wanted) for number, make in enumerate(submodules.layers, 1)]
+    norm = submodules.final_layernorm(config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon)
+    is_alibi = config.position_embedding_type == "alibi"
+    own_heads = Ranks.of(tp_group).part(alibi_slopes(config.num_attention_heads), 0)
+    decoder = TransformerDecoder(
+        embedding,
+        layers,
+        config.num_layers,
+        request.max_sequence_length,
+        config.num_attention_heads,
+        config.kv_channels,
+        norm,
+        _output_layer(config, submodules.output_layer, request, tp_group),
+        loss=submodules.loss(config),
+        masks=request.masks,
+        alibi_slopes=own_heads if is_alibi else None,
+        recompute=LayerRecompute.of(config),
+        kv_cache=None if submodules.kv_cache is None else partial(submodules.kv_cache, config),
+        logit_softcap=config.final_logit_softcapping,
+        takes_shares=config.context_parallel_size > 1,
+    )
+    decoder.tensor_parallel_rank = None if tp_group is None else tp_group.rank()
+    return decoder
+
+
+def _layer(
+    config: TransformerConfig,
+    make: Callable[..., nn.Module],
+    number: int,
+    tp_group: torch.distributed.ProcessGroup | None,
+    wanted: Container[int],
+) -> nn.Module:
+    """Make a layer; one that is not wanted leaves nothing but the state of the random generator."""
+    layer = make(config, layer_number=number, tp_group=tp_group)
+    return layer if number in wanted else nn.Identity()
 
 
 def _embedding(
@@ -170,4 +211,4 @@ def _output_layer(
 assemble_decoder = DecoderAssembly()
 
 if TYPE_CHECKING:
-    _builder: ModelBuilder = assemble_decoder
+    _builder: StagedModelBuilder = assemble_decoder

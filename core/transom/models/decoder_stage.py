@@ -14,6 +14,7 @@ from transom.transformer.sharding import ShardedModule
 from transom.transformer.transformer_block import TransformerStack
 
 if TYPE_CHECKING:
+    from transom.slots.model import ModelStage
     from transom.transformer.pipeline_layout import PipelineStage
 
 __all__ = ["DecoderStage"]
@@ -85,15 +86,11 @@ class DecoderStage(ShardedModule):
         hidden = stack.run_layers(hidden, mask=mask)
         return self._losses(hidden, labels) if self.final_layernorm is not None else hidden
 
-    def copies(self) -> Iterator[nn.Parameter]:
-        """Give the parameters that another stage owns; their gradients add up over both."""
-        if self.is_tied and self.post_process and not self.pre_process:
-            yield from self.embedding.parameters()
-
-    def shared(self) -> Iterator[nn.Parameter]:
-        """Give the parameters that the first and the last stage both have, in the same order on both."""
-        if self.is_tied and self.pre_process != self.post_process:
-            yield from self.embedding.get_submodule("word_embeddings").parameters()
+    def shared(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Give the parameters that the first and the last stage both have."""
+        if self.is_tied and (self.pre_process or self.post_process):
+            words = self.embedding.get_submodule("word_embeddings")
+            yield from words.named_parameters(prefix="embedding.word_embeddings")
 
     def _losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
         assert self.final_layernorm is not None
@@ -103,3 +100,9 @@ class DecoderStage(ShardedModule):
             self.final_layernorm(hidden).to(weight.dtype), weight, labels, getattr(self.output_layer, "bias", None)
         )
         return losses
+
+
+if TYPE_CHECKING:
+
+    def _is_a_stage(stage: DecoderStage) -> ModelStage:
+        return stage

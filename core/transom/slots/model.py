@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,12 +11,21 @@ from transom.slots.slot import Slot
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from transom.transformer.attention_mask import AttentionMask
     from transom.transformer.transformer_config import TransformerConfig
 
-__all__ = ["MODEL", "CachedEncoderDecoder", "EncoderDecoder", "Model", "ModelBuilder", "ModelRequest"]
+__all__ = [
+    "MODEL",
+    "CachedEncoderDecoder",
+    "EncoderDecoder",
+    "Model",
+    "ModelBuilder",
+    "ModelRequest",
+    "ModelStage",
+    "StagedModelBuilder",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +193,67 @@ class ModelBuilder(Protocol):
         tp_group: torch.distributed.ProcessGroup | None = None,
     ) -> Model | EncoderDecoder:
         """Make the module."""
+        ...
+
+
+class ModelStage(Protocol):
+    """A part of a model that one rank of a pipeline computes; its parameters have the names of the whole model.
+
+    Layers that data-parallel ranks split one by one are in a container ``layers`` of it, or of a module below it.
+    """
+
+    def forward(self, *received: Any, **batch: Any) -> Tensor | tuple[Tensor, ...]:
+        """Run the stage.
+
+        Args:
+            received: what the stage before returned; of the first stage what the model starts from, ids ``[b, s]``.
+            batch: what the whole model takes besides, by name, which every stage is given.
+
+        Returns:
+            what the next stage needs, of the same shapes in every step; of the last stage each token's loss ``[b, s]``.
+        """
+        ...
+
+    def __call__(self, *received: Any, **batch: Any) -> Tensor | tuple[Tensor, ...]:
+        """Run `forward`."""
+        ...
+
+    def shared(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Give the parameters that other stages may hold too, under their names in the whole model.
+
+        Their gradients are added up over the stages, of which the first counts as their owner. Stages of one rank have
+        the same `Parameter`.
+        """
+        ...
+
+
+class StagedModelBuilder(ModelBuilder, Protocol):
+    """A model builder whose models can be cut into the stages of a pipeline; its card declares it."""
+
+    def stages(
+        self,
+        config: TransformerConfig,
+        submodules: Any,
+        *,
+        request: ModelRequest,
+        place: int,
+        tp_group: torch.distributed.ProcessGroup | None = None,
+    ) -> Sequence[ModelStage]:
+        """Make what one rank has of a model, and keep nothing else.
+
+        Parts are made in the order in which the whole model makes them, and those of other ranks dropped, so that all
+        that is drawn at random is what one process draws.
+
+        Args:
+            config: of the whole model; says into how many stages it is cut, and where.
+            submodules: as for the whole model.
+            request: of the whole model.
+            place: of the rank in the pipeline, from 0.
+            tp_group: as for the whole model.
+
+        Returns:
+            the rank's stage, or its virtual stages in order; of all, stage ``i`` is on rank ``i % p``.
+        """
         ...
 
 

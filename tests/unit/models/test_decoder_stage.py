@@ -3,15 +3,21 @@ from __future__ import annotations
 import pytest
 import torch
 import transom
-from transom.errors import InputError
+from transom.composition import build_stages
+from transom.errors import InputError, ParallelError
+from transom.models.decoder_assembly import assemble_decoder
 from transom.models.decoder_stage import DecoderStage
 from transom.transformer.pipeline_layout import PipelineStage, stage_of
 
 
-def built(**changes: object) -> torch.nn.Module:
+def described(fields: dict[str, object], **changes: object) -> dict[str, object]:
     config = {"num_layers": 3, "hidden_size": 8, "num_attention_heads": 2, "hidden_dropout": 0.0}
-    spec = {"vocab_size": 11, "max_sequence_length": 6, "config": config | {"attention_dropout": 0.0}, **changes}
-    return transom.build(spec, seed=0)
+    config |= {"attention_dropout": 0.0, **fields}
+    return {"vocab_size": 11, "max_sequence_length": 6, "config": config, **changes}
+
+
+def built(**changes: object) -> torch.nn.Module:
+    return transom.build(described({}, **changes), seed=0)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -31,8 +37,47 @@ def test_stages_one_after_another_are_the_decoder(tied: bool, ranks: int) -> Non
     assert set(names) == {name for name, _ in decoder.named_parameters()}
     shared = ["embedding.word_embeddings.weight"] if tied and ranks > 1 else []
     assert sorted(names) == sorted([*dict(decoder.named_parameters()), *shared])
-    assert len(list(stages[-1].copies())) == len(shared)
-    assert all(len(list(stage.shared())) == len(shared) for stage in (stages[0], stages[-1]))
+    table = ["embedding.word_embeddings.weight"] if tied else []
+    assert all([name for name, _ in stage.shared()] == table for stage in (stages[0], stages[-1]))
+    assert not [name for stage in stages[1:-1] for name in stage.shared()]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_stages_that_are_built_alone_have_the_weights_of_the_whole(tied: bool) -> None:
+    fields = {"pipeline_model_parallel_size": 2, "num_layers_in_first_pipeline_stage": 2}
+    whole = built(share_embeddings_and_output_weights=tied)
+    planned = transom.plan(described(fields, share_embeddings_and_output_weights=tied))
+    (first,), (last,) = (build_stages(planned, place=place, seed=0) for place in range(2))
+    assert (sorted(first.layers), sorted(last.layers)) == (["0", "1"], ["2"])
+    expected = whole.state_dict()
+    for stage in (first, last):
+        for name, found in stage.state_dict().items():
+            assert torch.equal(found, expected[name])
+    assert first.state_dict().keys() | last.state_dict().keys() == expected.keys()
+
+
+def test_virtual_stages_are_built_in_order() -> None:
+    cut = {"pipeline_model_parallel_layout": "Et|t||tL", "virtual_pipeline_model_parallel_size": 2}
+    planned = transom.plan(described({"pipeline_model_parallel_size": 2, **cut}))
+    layers = [[sorted(stage.layers) for stage in build_stages(planned, place=place, seed=0)] for place in range(2)]
+    assert layers == [[["0"], []], [["1"], ["2"]]]
+
+
+class Whole:
+    Submodules = assemble_decoder.Submodules
+    supports, parts = staticmethod(assemble_decoder.supports), staticmethod(assemble_decoder.parts)
+
+    def __new__(cls, config, submodules, *, request, tp_group=None):
+        return assemble_decoder(config, submodules, request=request, tp_group=tp_group)
+
+
+def test_model_whose_builder_makes_no_stages_is_not_cut() -> None:
+    with transom.override("model", "whole", Whole):
+        planned = transom.plan(described({"pipeline_model_parallel_size": 3}, model="whole"))
+        with pytest.raises(ParallelError, match="cannot be cut into the stages of a pipeline") as caught:
+            build_stages(planned, place=0)
+    assert caught.value.model.startswith("whole (")
+    assert "pipeline_model_parallel_size=3" in str(caught.value)
 
 
 def test_stage_describes_its_state_under_the_names_of_the_whole() -> None:
