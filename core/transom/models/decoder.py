@@ -49,6 +49,7 @@ class TransformerDecoder(TransformerStack):
         kv_cache: makes the caches, of ``batch_size``, ``capacity``, ``dtype`` and ``device``, all by name; `None` = a
             `StaticKVCache`.
         logit_softcap: logits become ``c * tanh(logits / c)``; `None` = they stay as they are. A loss has its own.
+        takes_shares: tokens are a rank's share of every sequence, and ``input_pos`` must say where they are in it.
 
     Raises:
         ConfigError: ``num_layers`` is not a positive number or not the length of the list.
@@ -83,6 +84,7 @@ class TransformerDecoder(TransformerStack):
         recompute: LayerRecompute | None = None,
         kv_cache: Callable[..., KVCache] | None = None,
         logit_softcap: float | None = None,
+        takes_shares: bool = False,
     ) -> None:
         super().__init__(_layers(layer, num_layers), final_layernorm=norm, recompute=recompute)
         if not isinstance(tok_embeddings, LanguageModelEmbedding):
@@ -95,6 +97,7 @@ class TransformerDecoder(TransformerStack):
         self.head_dim = head_dim
         self.masks = masks
         self.logit_softcap = logit_softcap
+        self.takes_shares = takes_shares
         self.register_buffer("alibi_slopes", alibi_slopes, persistent=False)
         self.make_cache = kv_cache
         self.cache: KVCache | None = None
@@ -113,7 +116,8 @@ class TransformerDecoder(TransformerStack):
         Args:
             tokens: integer ids ``[b, s]``.
             mask: boolean, True = may attend: ``[b, s, s]``, or ``[b, s, T]`` with caches; or an `AttentionMask`.
-                `None` = causal (with caches: over what is cached, by position).
+                `None` = causal (with caches: over what is cached, by position). Where ranks share sequences, it is over
+                the whole ones, and everything else of a rank's share.
             input_pos: position of each token, ``[s]`` or ``[b, s]``, for position embeddings; with caches also where
                 keys and values are written. `None` = 0 ... s-1.
             labels: ids ``[b, s]``; -100 = no loss.
@@ -125,11 +129,12 @@ class TransformerDecoder(TransformerStack):
 
         Raises:
             ConfigError: more tokens than ``max_seq_len``.
+            InputError: ranks share sequences and there is no ``input_pos``.
             MaskError: a mask of a wrong shape or dtype, or of a kind that the model was not built for.
             CacheError: caches are enabled and ``input_pos`` is missing, a position is beyond the capacity, or the batch
                 is larger than the caches'.
         """
-        self._check(tokens, labels)
+        self._check(tokens, labels, input_pos)
         mask = self._mask(mask)
         hidden = self.embedding(tokens, input_pos)  # [b, s] -> [b, s, h]
         hidden = self.run_layers(hidden, mask=mask, positions=input_pos, cache=self.cache)
@@ -203,7 +208,7 @@ class TransformerDecoder(TransformerStack):
         """Give the caches' memory back; the model then attends to its input alone."""
         self.cache = None
 
-    def _check(self, tokens: Tensor, labels: Tensor | None) -> None:
+    def _check(self, tokens: Tensor, labels: Tensor | None, input_pos: Tensor | None) -> None:
         if tokens.dim() != 2 or tokens.is_floating_point():
             raise InputError(
                 f"tokens are {tokens.dtype} {list(tokens.shape)}; integer ids of shape [b, s] are needed.",
@@ -218,6 +223,12 @@ class TransformerDecoder(TransformerStack):
             raise InputError(
                 f"labels are {list(labels.shape)} and tokens {list(tokens.shape)}; each token has one label.",
                 hint="-100 where there is no loss",
+            )
+        if self.takes_shares and input_pos is None:
+            raise InputError(
+                "input_pos is missing: tokens are a share of their sequences, and nothing says where they are in them.",
+                asked_by="config.context_parallel_size",
+                hint="input_pos=ContextShare(ranks).positions(s), of whole sequences of s tokens",
             )
 
     def _mask(self, mask: Tensor | AttentionMask | None) -> AttentionMask:

@@ -144,7 +144,10 @@ class AttentionBuilder(Protocol):
         ...
 
 
-_FEATURES = {"tensor_parallel": "the weights are split over several processes"}
+_FEATURES = {
+    "tensor_parallel": "the weights are split over several processes",
+    "context_parallel": "each sequence is split over several processes; tokens mix in the core attention alone",
+}
 
 SELF_ATTENTION = Slot(
     name="self_attention",

@@ -117,6 +117,7 @@ CORE_ATTENTION = Slot(
         "gqa": "fewer key/value heads than query heads",
         "value_head_size": "values have another head size than keys",
         "cross": "queries and keys come from different sequences",
+        "context_parallel": "queries are a rank's share of the sequence, asked chunk by chunk; keys' gradients add up",
     },
     default="dot_product",
 )

@@ -99,6 +99,7 @@ LAYER = Slot(
     interface=Layer,
     features={
         "tensor_parallel": "the weights are split over several processes",
+        "context_parallel": "each sequence is split over several processes; tokens mix in the core attention alone",
         "cross_attention": "reads another sequence too",
     },
     default="transformer_layer",

@@ -174,7 +174,7 @@ def core_attention(request: ArchitectureRequest, layer_number: int, *, cross: bo
     masks = request.masks - {"causal", "bottom_right", "positions", "prefix"} if cross else request.masks
     wanted = CoreAttentionRequest(
         context=request.context,
-        features=frozenset(masks) | _when(optional),
+        features=frozenset(masks) | _when(optional) | _context_features(request, window is not None),
         num_attention_heads=heads // ranks,
         num_query_groups=max(1, groups // ranks),
         head_size=config.kv_channels,
@@ -262,7 +262,7 @@ def layer(
     """One layer of a stack, counted from 1."""
     wanted = LayerRequest(
         context=request.context,
-        features=_architecture_features(request) | _when({"cross_attention": cross_attention}),
+        features=_mixing_features(request) | _when({"cross_attention": cross_attention}),
         config=request.config,
         masks=request.masks,
         layer_number=layer_number,
@@ -274,7 +274,7 @@ def layer(
 def _attention(request: ArchitectureRequest, layer_number: int, slot: str) -> Part:
     wanted = AttentionRequest(
         context=request.context,
-        features=_architecture_features(request),
+        features=_mixing_features(request),
         config=request.config,
         masks=request.masks,
         layer_number=layer_number,
@@ -301,3 +301,19 @@ def _linear_features(config: TransformerConfig, is_expert: bool) -> frozenset[st
 
 def _architecture_features(request: ArchitectureRequest) -> frozenset[str]:
     return _when({"tensor_parallel": request.config.tensor_model_parallel_size > 1})
+
+
+def _mixing_features(request: ArchitectureRequest) -> frozenset[str]:
+    """What is asked of an architecture in which tokens read one another."""
+    shares = request.config.context_parallel_size > 1
+    return _architecture_features(request) | _when({"context_parallel": shares})
+
+
+def _context_features(request: ArchitectureRequest, windowed: bool) -> frozenset[str]:
+    """What core attention must know to serve a rank's share of the queries, as `context_parallel` asks it."""
+    if request.config.context_parallel_size == 1:
+        return frozenset()
+    counts = windowed or request.config.position_embedding_type == "alibi"
+    # A causal chunk's keys end with it. Where others may be seen, a window or a slope must be told positions.
+    told = "prefix" in request.masks or (counts and not request.masks <= {"causal", "bottom_right"})
+    return _when({"context_parallel": True, "bottom_right": True, "positions": told})

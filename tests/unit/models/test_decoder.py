@@ -336,12 +336,25 @@ def test_decoder_refuses_relative_positions_when_it_is_planned() -> None:
     ("config", "feature"),
     [
         ({"pipeline_model_parallel_size": 2}, "pipeline_parallel"),
-        ({"context_parallel_size": 2}, "context_parallel"),
     ],
 )
 def test_decoder_refuses_to_be_split_in_ways_that_it_does_not_declare(config: dict[str, Any], feature: str) -> None:
     with pytest.raises(ResolutionError, match=f"its card does not declare {feature}"):
         transom.plan(tiny(config=config))
+
+
+def test_decoder_whose_ranks_share_sequences_refuses_to_infer() -> None:
+    with pytest.raises(ResolutionError, match="mode infer needs context_parallel_size: 1"):
+        transom.plan(tiny(config={"context_parallel_size": 2}), mode="infer")
+
+
+def test_decoder_of_shares_refuses_to_guess_where_their_tokens_are() -> None:
+    layers = list(transom.build(tiny()).layers)
+    sizes = (layers, 2, 24, 4, 8)
+    decoder = TransformerDecoder(nn.Embedding(61, 32), *sizes, nn.LayerNorm(32), nn.Linear(32, 61), takes_shares=True)
+    with pytest.raises(InputError, match="input_pos is missing: tokens are a share of their sequences"):
+        decoder(torch.zeros(1, 2, dtype=torch.long))
+    assert decoder(torch.zeros(1, 2, dtype=torch.long), input_pos=torch.tensor([4, 5])).shape == (1, 2, 61)
 
 
 def test_plan_takes_the_calls_dtype_over_the_specs_bf16() -> None:

@@ -6,13 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-import transom
-from torch import Tensor, nn
+from torch import Tensor
 from transom import AttentionMask, BuildContext, TransformerConfig
-from transom.errors import MaskError, ParallelError
 from transom.slots.core_attention import CoreAttentionRequest
 from transom.transformer.collectives import Ranks
-from transom.transformer.context_parallel import ContextParallelAttention, ContextShare, attend_in_share
+from transom.transformer.context_parallel import ContextShare, attend_in_share
 from transom.transformer.dot_product_attention import DotProductAttention
 
 S, N, G, D = 12, 4, 2, 8
