@@ -146,6 +146,11 @@ def _pipeline(c: TransformerConfig) -> Iterator[Rule]:
     yield "pipeline_model_parallel_layout", layout is not None and stages == 1, needs
     choose = "it cannot be combined with other ways to split the layers; choose one"
     yield "pipeline_model_parallel_layout", layout is not None and others, choose
+    split = c.pipeline_model_parallel_split_rank
+    yield "pipeline_model_parallel_split_rank", split is not None and stages == 1, needs
+    yield "pipeline_model_parallel_split_rank", (split or 0) >= stages, f"the decoder has none of the {stages} stages"
+    others = others or layout is not None or virtual is not None
+    yield "pipeline_model_parallel_split_rank", split is not None and others, choose
     if layout is not None:
         PipelineLayout.parse(layout).check(c.num_layers, stages, virtual or 1)
     elif stages > 1:
@@ -158,6 +163,7 @@ def _division(c: TransformerConfig) -> Iterator[Rule]:
     units = c.num_layers + c.account_for_embedding_in_pipeline_split + c.account_for_loss_in_pipeline_split
     rest = units - (first or 0) - (last or 0)
     stages = c.pipeline_model_parallel_size - (first is not None) - (last is not None)
+    stages -= c.pipeline_model_parallel_split_rank or 0  # an encoder's layers are not among these
     yield "num_layers", rest < 0, "the first and the last pipeline stage ask for more layers than there are"
     yield "num_layers", stages == 0 and rest != 0, f"the two pipeline stages leave {rest} layers over"
     virtual = c.virtual_pipeline_model_parallel_size or 1

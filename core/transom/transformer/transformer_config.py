@@ -115,6 +115,8 @@ class TransformerConfig:
         tensor_model_parallel_size: ranks that share each layer's weights.
         pipeline_model_parallel_size: ranks that share the layers.
         virtual_pipeline_model_parallel_size: chunks of layers per pipeline rank.
+        pipeline_model_parallel_split_rank: pipeline ranks of an encoder-decoder that share the encoder's layers; the
+            others share the decoder's. `None` = as is most even.
         context_parallel_size: ranks that share a sequence.
         sequence_parallel: split activations between tensor-parallel regions along the sequence.
         num_layers_in_first_pipeline_stage: where stages are uneven.
@@ -205,6 +207,7 @@ class TransformerConfig:
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1
     virtual_pipeline_model_parallel_size: int | None = None
+    pipeline_model_parallel_split_rank: int | None = None
     context_parallel_size: int = 1
     sequence_parallel: bool = False
     num_layers_in_first_pipeline_stage: int | None = None

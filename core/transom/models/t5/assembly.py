@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
+from transom.errors import ParallelError
 from transom.models.t5.masks import LOOKING_BACK
 from transom.models.t5.submodules import T5Options, T5Submodules, disagreements
 from transom.models.t5.t5_model import T5Model
+from transom.models.t5.t5_stage import T5Stage
 from transom.transformer import parts
+from transom.transformer.encoder_decoder_layout import encoder_decoder_stages
 
 if TYPE_CHECKING:
     import torch
 
     from transom.slots import Part, Parts
-    from transom.slots.model import ModelBuilder, ModelRequest
+    from transom.slots.model import ModelRequest, StagedModelBuilder
     from transom.transformer.transformer_config import TransformerConfig
 
 __all__ = ["T5Assembly", "assemble_t5"]
@@ -30,7 +36,14 @@ class T5Assembly:
     @staticmethod
     def supports(request: ModelRequest) -> Sequence[str]:
         """Say what a T5 cannot be."""
-        return [what for _, what in disagreements(request.config, request.encoder_config or request.config)]
+        encoder_config = request.encoder_config or request.config
+        reasons = [what for _, what in disagreements(request.config, encoder_config)]
+        if request.config.pipeline_model_parallel_size > 1:
+            try:
+                encoder_decoder_stages(request.config, encoder_config.num_layers)
+            except ParallelError as error:
+                reasons.append(error.what.rstrip("."))
+        return reasons
 
     @staticmethod
     def parts(request: ModelRequest) -> Parts:
@@ -82,23 +95,63 @@ class T5Assembly:
         options: T5Options | None = None,
     ) -> T5Model:
         """Make every part, in the order in which tokens meet them."""
-        return T5Model(
-            config,
-            request.encoder_config or config,
-            submodules.encoder_layers,
-            submodules.decoder_layers,
-            request.vocab_size,
-            request.max_sequence_length,
-            parallel_output=False,
-            share_embeddings_and_output_weights=request.share_embeddings_and_output_weights,
-            submodules=submodules,
-            options=options,
-            masks=request.masks,
-            tp_group=tp_group,
+        return _model(config, submodules, request, tp_group, options)
+
+    @staticmethod
+    def stages(
+        config: TransformerConfig,
+        submodules: T5Submodules,
+        *,
+        request: ModelRequest,
+        place: int,
+        tp_group: torch.distributed.ProcessGroup | None = None,
+        options: T5Options | None = None,
+    ) -> list[T5Stage]:
+        """Make the stage of one rank of a pipeline; of the other layers, one at a time is made and dropped."""
+        cut = encoder_decoder_stages(config, (request.encoder_config or config).num_layers)[place]
+        encoder, decoder = ((), cut.layer_numbers) if cut.is_decoder else (cut.layer_numbers, ())
+        parts = replace(
+            submodules,
+            encoder_layers=_only(encoder, submodules.encoder_layers),
+            decoder_layers=_only(decoder, submodules.decoder_layers),
         )
+        return [T5Stage(_model(config, parts, request, tp_group, options), cut)]
+
+
+def _model(
+    config: TransformerConfig,
+    submodules: T5Submodules,
+    request: ModelRequest,
+    tp_group: torch.distributed.ProcessGroup | None,
+    options: T5Options | None,
+) -> T5Model:
+    return T5Model(
+        config,
+        request.encoder_config or config,
+        submodules.encoder_layers,
+        submodules.decoder_layers,
+        request.vocab_size,
+        request.max_sequence_length,
+        parallel_output=False,
+        share_embeddings_and_output_weights=request.share_embeddings_and_output_weights,
+        submodules=submodules,
+        options=options,
+        masks=request.masks,
+        tp_group=tp_group,
+    )
+
+
+def _only(wanted: Container[int], builders: Sequence[Callable[..., Any]]) -> list[Callable[..., Any]]:
+    """Let builders of layers that are not wanted leave nothing but the state of the random generator."""
+    return [make if number in wanted else partial(_dropped, make) for number, make in enumerate(builders, 1)]
+
+
+def _dropped(make: Callable[..., Any], *args: Any, **kwargs: Any) -> nn.Module:
+    make(*args, **kwargs)
+    return nn.Identity()
 
 
 assemble_t5 = T5Assembly()
 
 if TYPE_CHECKING:
-    _builder: ModelBuilder = assemble_t5
+    _builder: StagedModelBuilder = assemble_t5

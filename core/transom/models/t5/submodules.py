@@ -116,6 +116,10 @@ def disagreements(config: TransformerConfig, encoder_config: TransformerConfig) 
         wanted, found = getattr(config, name), getattr(encoder_config, name)
         if wanted != found:
             yield name, f"the encoder's {name} is {found!r} and the decoder's {wanted!r}"
+    stages = encoder_config.pipeline_model_parallel_size
+    if stages not in (1, config.pipeline_model_parallel_size):
+        wanted = config.pipeline_model_parallel_size
+        yield "pipeline_model_parallel_size", f"the encoder's number of stages is {stages} and the whole's {wanted}"
     if config.position_embedding_type == "alibi":
         yield "position_embedding_type", "alibi is for decoder-only models"
     for each in (config, encoder_config):
