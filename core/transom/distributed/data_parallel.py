@@ -47,7 +47,9 @@ def shard_over_data(
     # Layers hand on what cross-attention reads: to torch a view of their input, which nobody changes in place.
     warnings.filterwarnings("ignore", ".*returned a view tensor", UserWarning)
     narrow = precision == "bfloat16"
-    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if narrow else MixedPrecisionPolicy()
+    # Autocast casts what products take; casting the arguments of layers would copy the mask that they share.
+    mixed = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    policy = mixed if narrow else MixedPrecisionPolicy()
     dp, place = mesh.device_mesh["dp"], _placement(mesh.sizes.dp)
     for stack in [module for module in model.modules() if isinstance(module, TransformerStack)]:
         for layer in stack.layers:
