@@ -28,6 +28,8 @@ from transom.specs.plan import plan as make_plan
 from transom.specs.spec import ModelSpec
 from transom.transformer.collectives import Ranks
 from transom.transformer.context_parallel import ContextParallelAttention
+from transom.transformer.identity_op import IdentityOp
+from transom.transformer.moved_names import move_names
 from transom.transformer.partial_gradients import mark_partial_gradients
 from transom.transformer.transformer_config import TransformerConfig
 
@@ -337,8 +339,16 @@ class _Builder:
             )
         if self.node.slot == "norm" and self.making.sequence_parallel:
             mark_partial_gradients(module)
+        move_names(module, dict(self._moved()))
         keep_state_canonical(module)
         return self.making.shared_out(self.making.hooked(module, self.node), self.node)
+
+    def _moved(self) -> Iterator[tuple[str, str]]:
+        """Yield where the parameters of norms lie that other places took in, and the names that states give them."""
+        prefix = f"{self.node.path}." if self.node.path else ""
+        for child in self.node.children():
+            for name in ("weight", "bias") if child.within is not None else ():
+                yield f"{child.within}.norm.{name}".removeprefix(prefix), f"{child.path}.{name}".removeprefix(prefix)
 
     def _submodules(self) -> Any:
         if not self.node.parts:
@@ -351,6 +361,8 @@ class _Builder:
         return self.build.Submodules(**made)
 
     def _builder_of(self, node: Node) -> Callable[..., Any]:
+        if node.within is not None:
+            return IdentityOp  # the module there does what this one would
         builder = _Builder(node, self.making)
         # A late module is none of this build: its parent keeps what makes it, without what belongs to the build.
         return partial(builder.build, **builder.bound) if default_registry().slot(node.slot).late else builder

@@ -52,8 +52,7 @@ def slot_page(slot: Slot, described: set[type]) -> str:
     paragraphs = [
         f"# `{slot.name}`",
         f"{slot.summary[0].upper()}{slot.summary[1:]}. {_KINDS[slot.kind]}",
-        f"Contract version {slot.api[0]}.{slot.api[1]}. Entry-point group: `{slot.group}`. "
-        f"Unless a spec names another, it is filled by `{slot.default}`.",
+        f"Contract version {slot.api[0]}.{slot.api[1]}. Entry-point group: `{slot.group}`. {_unnamed(slot)}",
         "To begin with a package that works and is tested:",
         f"```\ntransom new acme-{slot.name.replace('_', '-')} --slot {slot.name}\n```",
         "## Features",
@@ -62,6 +61,12 @@ def slot_page(slot: Slot, described: set[type]) -> str:
         *(_described(each, described) for each in dict.fromkeys((slot.builder, *slot.interfaces, slot.request))),
     ]
     return "\n\n".join(paragraphs) + "\n"
+
+
+def _unnamed(slot: Slot) -> str:
+    if slot.default is None:
+        return "Where a spec names nobody, there is no such module: what it would join stays apart."
+    return f"Unless a spec names another, it is filled by `{slot.default}`."
 
 
 def _described(documented: type, described: set[type]) -> str:

@@ -60,6 +60,7 @@ STARTING_POINTS: Mapping[str, StartingPoint] = MappingProxyType(
         "row_linear": StartingPoint("A row linear"),
         "embedding": StartingPoint("An embedding table"),
         "norm": StartingPoint("An RMSNorm", ("rmsnorm",)),
+        "norm_linear": StartingPoint("An RMSNorm and a linear in one", ("rmsnorm",)),
         "activation": StartingPoint("SiLU and its gated form", ("silu", "gated")),
         "rotary": StartingPoint("A rotary position embedding", ("half_split",)),
         "bias_dropout_add": StartingPoint("A bias-dropout-add", ("dropout",)),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from transom.checkpoint.layout_map import LayoutMap, Rule
+from transom.transformer.moved_names import moved_names
 
 __all__ = ["HasLayoutMap", "from_canonical", "keep_state_canonical", "own_tensors", "to_canonical"]
 
@@ -30,9 +31,10 @@ def keep_state_canonical(module: nn.Module) -> None:
     Modules that `transom.build` makes have this done to them already. States with the module's own names load too.
 
     Args:
-        module: with a method ``layout_map()``; others are left as they are.
+        module: with a method ``layout_map()``, or with parameters that `transom.transformer.moved_names` tells of;
+            others are left as they are.
     """
-    if isinstance(module, HasLayoutMap):
+    if _layouts(module):
         module.register_state_dict_post_hook(_after_saving)  # type: ignore[no-untyped-call]
         module.register_load_state_dict_pre_hook(_before_loading)  # type: ignore[no-untyped-call]
 
@@ -80,8 +82,8 @@ def _levels(model: nn.Module) -> list[LayoutMap]:
 
 
 def _maps(module: nn.Module, prefix: str, depth: int) -> Iterator[tuple[str, int, LayoutMap]]:
-    if isinstance(module, HasLayoutMap):
-        yield prefix, depth, module.layout_map()
+    for layout in _layouts(module):
+        yield prefix, depth, layout
         depth += 1
     for name, child in module.named_children():
         yield from _maps(child, f"{prefix}{name}.", depth)
@@ -89,11 +91,20 @@ def _maps(module: nn.Module, prefix: str, depth: int) -> Iterator[tuple[str, int
 
 def _after_saving(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
     if not _RAW.get():
-        _replace(state, prefix, cast("HasLayoutMap", module).layout_map().forward)
+        for layout in reversed(_layouts(module)):
+            _replace(state, prefix, layout.forward)
 
 
 def _before_loading(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-    _replace(state, prefix, cast("HasLayoutMap", module).layout_map().backward)
+    for layout in _layouts(module):
+        _replace(state, prefix, layout.backward)
+
+
+def _layouts(module: nn.Module) -> list[LayoutMap]:
+    """Give a module's own maps, the outermost first: that of names that it moves, and what its method says."""
+    moved = moved_names(module)
+    layouts = [LayoutMap([Rule(own, name) for own, name in moved.items()])] if moved else []
+    return [*layouts, module.layout_map()] if isinstance(module, HasLayoutMap) else layouts
 
 
 def _replace(state: dict[str, Any], prefix: str, turn: Any) -> None:

@@ -86,6 +86,7 @@ class CardSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         min_compute_capability: the oldest CUDA device that it runs on.
         compiles: ``torch.compile(fullgraph=True)`` compiles it in one graph.
         deterministic: the same inputs give the same bits.
+        includes_norm: of an MLP: it norms its input itself, and takes in the norm before it.
         options: its options, as a reference ``module:Dataclass`` or as a JSON Schema.
         deprecated: that it will go.
     """
@@ -100,6 +101,7 @@ class CardSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     min_compute_capability: Capability | None = None
     compiles: bool = False
     deterministic: bool = False
+    includes_norm: bool = False
     options: str | dict[str, Any] | None = None
     deprecated: Deprecation | None = None
 

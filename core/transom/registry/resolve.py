@@ -74,6 +74,7 @@ def resolve(
     asked_by: str | None = None,
     registry: Registry | None = None,
     policy: Policy | None = None,
+    goes_on: bool = False,
 ) -> Resolution:
     """Choose the first of the names that can serve.
 
@@ -86,6 +87,7 @@ def resolve(
         asked_by: who asked: a path in a spec, an option, an argument.
         registry: where to look; `None` = this process's.
         policy: which distributions may be chosen; `None` = `Policy.current`.
+        goes_on: the caller has a way to go on where none serves: a single name is then one of a chain.
 
     Returns:
         the choice, which can be pickled.
@@ -102,7 +104,7 @@ def resolve(
     policy = Policy.current() if policy is None else policy
     slot = registry.slot(slot_name, asked_by=asked_by)
     names = parse_chain(asked, asked_by=asked_by)
-    question = _Question(slot, names, request, registry, policy, _origin(names, slot, asked_by))
+    question = _Question(slot, names, request, registry, policy, _origin(names, slot, asked_by), goes_on)
     question.warn_of_idle_patterns()
     return question.answer()
 
@@ -123,6 +125,7 @@ class _Question:
     registry: Registry
     policy: Policy
     asked_by: str | None
+    goes_on: bool
 
     def answer(self) -> Resolution:
         """Try the names in order."""
@@ -130,7 +133,7 @@ class _Question:
         names = tuple(dict.fromkeys(expanded))
         verdicts: list[Verdict] = []
         for name in names:
-            chosen, verdict = self._try(name, is_alone=len(names) == 1)
+            chosen, verdict = self._try(name, is_alone=len(names) == 1 and not self.goes_on)
             verdicts.append(verdict)
             if chosen is not None:
                 return Resolution(self.slot.name, self.asked, tuple(verdicts), chosen)

@@ -139,6 +139,8 @@ def _refuse_features(implementation: Implementation, card: CardSection, slot: Sl
     undeclared = sorted(request.features - set(card.features))
     named = _listed(f"{name} ({slot.features[name]})" if name in slot.features else name for name in undeclared)
     reasons = [f"its card does not declare {named}"] if undeclared else []
+    if card.includes_norm and not getattr(request, "after_norm", False):
+        reasons.append("it brings a norm along, and none stands before this place that feeds it alone")
     reasons += _unfit(card, request.context)
     return "; ".join(reasons) or None, None
 

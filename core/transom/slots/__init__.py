@@ -20,6 +20,7 @@ from transom.slots.loss import LOSS
 from transom.slots.mlp import MLP_SLOT
 from transom.slots.model import MODEL
 from transom.slots.norm import NORM
+from transom.slots.norm_linear import NORM_LINEAR
 from transom.slots.request import ArchitectureRequest, BuildContext, Part, Parts, Request
 from transom.slots.rotary import ROTARY
 from transom.slots.slot import Slot
@@ -40,6 +41,7 @@ SLOTS: Mapping[str, Slot] = MappingProxyType(
             ROW_LINEAR,
             EMBEDDING,
             NORM,
+            NORM_LINEAR,
             ACTIVATION,
             ROTARY,
             BIAS_DROPOUT_ADD,

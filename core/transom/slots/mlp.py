@@ -26,12 +26,16 @@ class MLPRequest(ArchitectureRequest):
         is_expert: whether it is an expert of a mixture.
         input_size: h where it is not the config's.
         ffn_hidden_size: inner width where it is not the config's.
+        after_norm: whether the config's norm stands directly before it and feeds nothing else. An MLP whose card says
+            ``includes_norm`` then takes it in: it fills both places, and its canonical parameters are, beside the
+            reference's, ``norm.weight`` and, of a LayerNorm, ``norm.bias``.
     """
 
     layer_number: int = 1
     is_expert: bool = False
     input_size: int | None = None
     ffn_hidden_size: int | None = None
+    after_norm: bool = False
 
 
 class MLPInterface(Protocol):
@@ -70,7 +74,7 @@ class MLPBuilder(Protocol):
 MLP_SLOT = Slot(
     name="mlp",
     kind="architecture",
-    api=(1, 0),
+    api=(1, 1),
     summary="the feed-forward half of a layer",
     request=MLPRequest,
     builder=MLPBuilder,

@@ -73,11 +73,16 @@ class Part:
         slot: the slot that the place belongs to.
         request: what it must serve.
         path: the module's path below its parent where that is not the part's own name.
+        feeds: of a norm: the sibling that alone reads what it gives, and through which one module may take it in.
+        reads_input: of a column linear: it alone reads the first input of its parent, as that comes. A norm that feeds
+            the parent and this linear may then be one module, as the slot ``norm_linear`` has them.
     """
 
     slot: str
     request: Request
     path: str | None = None
+    feeds: str | None = None
+    reads_input: bool = False
 
 
 Parts = Mapping[str, Part | Sequence[Part]]

@@ -42,6 +42,7 @@ class Node:
         parts: the places inside it, by name; a sequence where the place is a list.
         api: version of the slot's contract, (major, minor).
         replacements: what hooks put here when the model was built, in order; a plan that was not built has none.
+        within: path of the module that fills this place along with its own; `None` = the place has a module of its own.
     """
 
     path: str
@@ -54,6 +55,7 @@ class Node:
     parts: Mapping[str, Node | tuple[Node, ...]] = field(default_factory=dict)
     api: tuple[int, int] = (1, 0)
     replacements: tuple[Replacement, ...] = ()
+    within: str | None = None
 
     def nodes(self) -> Iterator[Node]:
         """This node and all below it, the outer first."""
@@ -93,6 +95,7 @@ class Node:
             "features": sorted(self.request.features),
             "options": None if self.options is None else msgspec.to_builtins(self.options),
             "note": self.note,
+            "within": self.within,
             "replaced_by": [{"hook": each.hook, "class": each.by} for each in self.replacements],
             "refused": [
                 {"ref": v.ref, "stage": v.stage, "reason": v.reason, "hint": v.hint} for v in self.resolution.refused

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from transom.errors import BuildError, SpecError
+from transom.errors import BuildError, ResolutionError, SpecError
 from transom.registry.implementation import Implementation
 from transom.registry.names import AUTO
 from transom.registry.policy import Policy
@@ -15,12 +15,15 @@ from transom.registry.resolve import Resolution, parse_chain, resolve
 from transom.registry.submodules import declared_parts, unreceived
 from transom.registry.verdict import Verdict
 from transom.slots import SLOTS, Part, Request
+from transom.slots.norm_linear import SEPARATE
 from transom.specs.bundle import Bundle, load_bundles
 from transom.specs.node import Node
+from transom.specs.norm_pairs import NormPairs, NormPlace
 from transom.specs.read import check_plain
 from transom.specs.spec import ModelSpec
 from transom.specs.typed_options import Written, typed_options
 from transom.specs.use import Layer, Rules, named
+from transom.transformer.parts import norm_linear
 
 if TYPE_CHECKING:
     from transom.specs.lock import Lock, LockedNode
@@ -69,6 +72,7 @@ class Planner:
         )
         self._locked = {} if self.lock is None else {(node.path, node.slot): node for node in self.lock.nodes}
         self._known: dict[tuple[str, tuple[str, ...], Request], Resolution] = {}
+        self._norms = NormPairs(self._use, self.registry, () if self.lock is None else self._locked)
 
     def tree(self, part: Part) -> Node:
         """Resolve a place and everything below it.
@@ -90,9 +94,13 @@ class Planner:
             found |= {entry.distribution: entry.version for entry in self.registry.table.slots.get(slot, ())}
         return dict(sorted(found.items()))
 
-    def _node(self, path: str, part: Part) -> Node:
-        asked, asked_by = self._asked(path, part.slot)
-        resolution = self._resolution(path, part, asked, asked_by)
+    def _node(self, path: str, part: Part, norm: NormPlace | None = None) -> Node:
+        """Resolve a place; ``norm`` is the one before it that feeds nothing else, which it may fill too."""
+        part, resolution, asked_by = self._served(path, part, norm)
+        card = resolution.chosen.card
+        if norm is not None and (part.slot == "norm_linear" or (card is not None and card.includes_norm)):
+            self._norms.take(norm, path, resolution, asked_by)
+            norm = None
         builder = resolution.chosen.load()
         options = self._typed_options(path, part.slot, builder, resolution)
         describe = getattr(builder, "describe", None)
@@ -104,12 +112,30 @@ class Planner:
             resolution=resolution,
             options=options,
             note="" if describe is None else describe(part.request, options),
-            parts=self._parts(path, resolution.chosen, part.request, options),
+            parts=self._parts(path, resolution.chosen, part.request, options, norm),
             api=self.registry.slot(part.slot).api,
         )
 
+    def _served(self, path: str, part: Part, norm: NormPlace | None) -> tuple[Part, Resolution, str]:
+        """Say who serves a place, together with the norm before it or by itself, and who asked for that."""
+        passed_over: tuple[Verdict, ...] = ()
+        if norm is not None and part.reads_input:
+            names, asked, asked_by = self._norms.asked(path, norm)
+            pair = norm_linear(norm.part, part)
+            try:
+                if names:
+                    found = self._resolution(path, pair, names, asked_by, last_resort=SEPARATE in asked)
+                    return pair, replace(found, asked=asked), asked_by
+            except ResolutionError as error:
+                if SEPARATE not in asked or error.resolution is None:
+                    raise
+                passed_over = error.resolution.refused
+        asked, asked_by = self._asked(path, part.slot)
+        found = self._resolution(path, part, asked, asked_by)
+        return part, replace(found, verdicts=(*passed_over, *found.verdicts)), asked_by
+
     def _asked(self, path: str, slot: str) -> tuple[tuple[str, ...], str]:
-        rule = self._use.find(path, slot)
+        rule = self._use.find(path, slot, accept=self._norms.is_of_one_place)
         if rule is not None:
             return rule.value, rule.place
         if slot == "model":
@@ -128,25 +154,33 @@ class Planner:
             )
         return (default,), f"the default of slot {slot}"
 
-    def _resolution(self, path: str, part: Part, asked: tuple[str, ...], asked_by: str) -> Resolution:
+    def _resolution(
+        self, path: str, part: Part, asked: tuple[str, ...], asked_by: str, *, last_resort: bool = False
+    ) -> Resolution:
         locked = self._locked.get((path, part.slot))
         if locked is not None:
             return _as_locked(locked, asked, self._resolve(part, (locked.chosen,), f"the lock, at {path or 'model'}"))
         if self.lock is not None:
             # Not in the lock, which the comparison will tell; until then anything that is installed may stand here.
             return resolve(part.slot, asked, part.request, asked_by=asked_by, registry=default_registry())
-        return self._resolve(part, asked, asked_by)
+        return self._resolve(part, asked, asked_by, last_resort=last_resort)
 
-    def _resolve(self, part: Part, names: tuple[str, ...], asked_by: str) -> Resolution:
+    def _resolve(self, part: Part, names: tuple[str, ...], asked_by: str, *, last_resort: bool = False) -> Resolution:
         key = (part.slot, names, part.request)
         if key not in self._known:
             self._known[key] = resolve(
-                part.slot, names, part.request, asked_by=asked_by, registry=self.registry, policy=self._policy
+                part.slot,
+                names,
+                part.request,
+                asked_by=asked_by,
+                registry=self.registry,
+                policy=self._policy,
+                goes_on=last_resort,
             )
         return self._known[key]
 
     def _parts(
-        self, path: str, chosen: Implementation, request: Request, options: Any
+        self, path: str, chosen: Implementation, request: Request, options: Any, norm: NormPlace | None
     ) -> dict[str, Node | tuple[Node, ...]]:
         builder = chosen.load()
         try:
@@ -162,14 +196,22 @@ class Planner:
                 hint=f"report it to the authors of {chosen.distribution}",
                 path=path,
             )
+        norms = {
+            part.feeds: NormPlace(_join(path, part.path or name), part)
+            for name, part in declared.items()
+            if isinstance(part, Part) and part.feeds is not None
+        }
         found: dict[str, Node | tuple[Node, ...]] = {}
-        for name, part in declared.items():
+        # Norms come last: what they feed may have taken them in.
+        for name, part in sorted(declared.items(), key=lambda item: getattr(item[1], "feeds", None) is not None):
             if isinstance(part, Part):
-                found[name] = self._node(_join(path, part.path or name), part)
+                inner = _join(path, part.path or name)
+                before = norms.get(name, norm if part.reads_input else None)
+                found[name] = self._norms.taken(inner) or self._node(inner, part, before)
             else:
                 each = ((p.path or f"{name}.{i}", p) for i, p in enumerate(part))
                 found[name] = tuple(self._node(_join(path, inner), p) for inner, p in each)
-        return found
+        return {name: found[name] for name in declared}
 
     def _typed_options(self, path: str, slot: str, builder: Any, resolution: Resolution) -> Any:
         chosen = resolution.chosen

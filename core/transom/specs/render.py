@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from transom.registry.hooks import Hook
     from transom.specs.node import Node
     from transom.specs.plan import Plan
-    from transom.specs.world import Stage, World
+    from transom.specs.shares import Stage
+    from transom.specs.world import World
 
 __all__ = ["alike", "group_label", "hook_label", "in_bytes", "in_units", "render_plan", "render_totals", "render_world"]
 
@@ -173,6 +174,10 @@ def _rows(node: Node, indent: str, found: dict[str, Cost]) -> Iterator[Row]:
 def _explained(node: Node) -> Iterator[tuple[str, str]]:
     """Yield what is to be said of a place beside who fills it."""
     chosen, asked = node.resolution.chosen, node.resolution.asked
+    if node.within is not None:
+        parent = node.path.rpartition(".")[0]
+        yield "filled by", f"the module at {node.within.removeprefix(f'{parent}.')}, which norms its input"
+        return
     if asked not in ((chosen.name,), (chosen.ref,)):
         yield "asked for", f"{' | '.join(asked)}, by {node.asked_by}"
     for verdict in node.resolution.refused:

@@ -170,6 +170,8 @@ def own_cost(node: Node, length: int) -> Cost:
         length: T, tokens of a sequence.
     """
     request = node.request
+    if node.within is not None and node.resolution.slot != "norm_linear":
+        return Cost()  # what took the norm in is measured with it
     if isinstance(request, LinearRequest):
         matrix = request.input_size * request.output_size
         return Cost(matrix + request.output_size * request.bias, 2 * matrix)

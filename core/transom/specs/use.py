@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic, NoReturn, TypeVar
@@ -14,6 +14,14 @@ from transom.slots import SLOT_ALIASES
 
 __all__ = ["Assignments", "Layer", "Rule", "Rules", "named"]
 
+_HINTS = {
+    "activation": "config.use_te_activation_func: true makes MLPs use the activation slot",
+    "norm_linear": (
+        "it needs a norm that feeds a linear alone: config.pre_layernorm, and neither fp32_residual_connection nor "
+        "layernorm among recompute_modules"
+    ),
+}
+"""What to do about an entry for a slot that a model has no place for."""
 T = TypeVar("T")
 
 
@@ -182,6 +190,7 @@ class Rules(Generic[T]):
         asked: Iterable[str] = (),
         chosen: Iterable[str] = (),
         without: Container[str] = (),
+        accept: Callable[[Rule[T]], bool] = lambda rule: True,
     ) -> Rule[T] | None:
         """Find the most specific entry for a node.
 
@@ -191,6 +200,7 @@ class Rules(Generic[T]):
             asked: names that were asked for there, of which an entry may speak.
             chosen: names of the one that was chosen, for which such an entry holds.
             without: sources whose entries do not hold there.
+            accept: which entries are meant; others are as if they were not there.
 
         Raises:
             SpecError: two equally specific entries say different things.
@@ -198,7 +208,7 @@ class Rules(Generic[T]):
         found: list[tuple[tuple[int, int, int, int, int], int]] = []
         holding, spoken_of = {None, *chosen}, {None, *chosen, *asked}
         for i, rule in enumerate(self.rules):
-            if rule.of in spoken_of and rule.matches(path, slot):
+            if rule.of in spoken_of and rule.matches(path, slot) and accept(rule):
                 self.matched.add(i)
                 if rule.of in holding and rule.source not in without:
                     found.append((rule.specificity, i))
@@ -252,7 +262,7 @@ class Rules(Generic[T]):
             f"{what}, so {self.kind}.{rule.pattern} would have no effect.",
             asked_by=rule.place,
             available=slots if rule.slots else near or _shape(paths),
-            hint=_activation_hint(rule.target) if rule.slots else "transom plan prints every path",
+            hint=_HINTS.get(rule.target, "remove the entry") if rule.slots else "transom plan prints every path",
             path=f"{self.kind}.{rule.pattern}",
             file=rule.source,
             line=rule.line,
@@ -268,12 +278,6 @@ def _slots(pattern: str, known: set[str]) -> tuple[str, ...]:
 def _shape(paths: Sequence[str]) -> list[str]:
     """Distinct paths with layer numbers as ``*``, few enough to print."""
     return list(dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".*", path) for path in paths))[:24]
-
-
-def _activation_hint(slot: str) -> str:
-    if slot == "activation":
-        return "config.use_te_activation_func: true makes MLPs use the activation slot"
-    return "remove the entry"
 
 
 def _show(value: Any) -> str:

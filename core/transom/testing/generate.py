@@ -20,6 +20,7 @@ _GENERATORS: Mapping[str, str] = {
     "row_linear": "kernels.linear",
     "embedding": "kernels.embedding",
     "norm": "kernels.norm",
+    "norm_linear": "kernels.norm_linear",
     "activation": "kernels.activation",
     "rotary": "kernels.rotary",
     "core_attention": "kernels.core_attention",

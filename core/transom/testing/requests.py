@@ -19,6 +19,7 @@ from transom.slots.loss import LossRequest
 from transom.slots.mlp import MLPRequest
 from transom.slots.model import ModelRequest
 from transom.slots.norm import NormRequest
+from transom.slots.norm_linear import NormLinearRequest
 from transom.slots.request import BuildContext, Request
 from transom.slots.rotary import RotaryRequest
 from transom.testing.subject import config_for
@@ -35,6 +36,7 @@ _PLAIN: Mapping[str, Callable[[BuildContext], Request]] = {
     "row_linear": lambda c: LinearRequest(context=c, input_size=32, output_size=48, bias=True),
     "embedding": lambda c: EmbeddingRequest(context=c, num_embeddings=32, embedding_dim=16),
     "norm": lambda c: NormRequest(context=c, hidden_size=64, eps=1e-5),
+    "norm_linear": lambda c: NormLinearRequest(context=c, input_size=32, output_size=48, bias=True, eps=1e-5),
     "activation": lambda c: ActivationRequest(context=c, function="gelu", gated=False),
     "rotary": lambda c: RotaryRequest(context=c, head_size=16, rotary_dim=16),
     "core_attention": lambda c: CoreAttentionRequest(

@@ -150,7 +150,7 @@ class SelfAttention(Module):
         width = (n * (2 if config.attention_output_gate else 1) + 2 * g) * d
         bias = config.add_bias_linear or config.add_qkv_bias
         found: dict[str, Part] = {
-            "linear_qkv": parts.column_linear(request, config.hidden_size, width, bias=bias),
+            "linear_qkv": parts.column_linear(request, config.hidden_size, width, bias=bias, reads_input=True),
             "core_attention": parts.core_attention(request, number),
             "linear_proj": parts.row_linear(request, n * d, config.hidden_size, bias=config.add_bias_linear),
         }
@@ -304,7 +304,7 @@ class CrossAttention(Module):
         h, bias = config.hidden_size, config.add_bias_linear
         n, g, d = config.num_attention_heads, config.num_query_groups, config.kv_channels
         return {
-            "linear_q": parts.column_linear(request, h, n * d, bias=bias),
+            "linear_q": parts.column_linear(request, h, n * d, bias=bias, reads_input=True),
             "linear_kv": parts.column_linear(request, h, 2 * g * d, bias=bias),
             "core_attention": parts.core_attention(request, request.layer_number, cross=True),
             "linear_proj": parts.row_linear(request, n * d, h, bias=bias),

@@ -234,7 +234,7 @@ class MLP(Module):
         bias, is_expert = config.add_bias_linear, request.is_expert
         found = {
             "linear_fc1": parts.column_linear(
-                request, width, stride * inner, bias=bias, stride=stride, is_expert=is_expert
+                request, width, stride * inner, bias=bias, stride=stride, is_expert=is_expert, reads_input=True
             ),
             "linear_fc2": parts.row_linear(request, inner, config.hidden_size, bias=bias, is_expert=is_expert),
         }

@@ -14,7 +14,7 @@ the implementation that has the place. Implementations of third parties use them
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 from transom.slots.activation import ActivationRequest
@@ -28,6 +28,7 @@ from transom.slots.linear import LinearRequest
 from transom.slots.loss import LossRequest
 from transom.slots.mlp import MLPRequest
 from transom.slots.norm import NormRequest
+from transom.slots.norm_linear import NormLinearRequest
 from transom.slots.request import ArchitectureRequest, Part
 from transom.slots.rotary import RotaryRequest
 
@@ -46,6 +47,7 @@ __all__ = [
     "loss",
     "mlp",
     "norm",
+    "norm_linear",
     "rotary",
     "row_linear",
     "self_attention",
@@ -61,6 +63,7 @@ def column_linear(
     stride: int = 1,
     is_expert: bool = False,
     path: str | None = None,
+    reads_input: bool = False,
 ) -> Part:
     """A linear whose output is split over the tensor-parallel ranks; sizes are over all ranks."""
     wanted = LinearRequest(
@@ -72,7 +75,16 @@ def column_linear(
         stride=stride,
         is_expert=is_expert,
     )
-    return Part(slot="column_linear", request=wanted, path=path)
+    return Part(slot="column_linear", request=wanted, path=path, reads_input=reads_input)
+
+
+def norm_linear(norm: Part, linear: Part) -> Part:
+    """A norm and the column linear that alone reads it, in one module at the linear's place."""
+    assert isinstance(norm.request, NormRequest)
+    assert isinstance(linear.request, LinearRequest)
+    asked = {field.name: getattr(linear.request, field.name) for field in fields(linear.request)}
+    asked["features"] = linear.request.features | norm.request.features
+    return Part(slot="norm_linear", request=NormLinearRequest(**asked, eps=norm.request.eps), path=linear.path)
 
 
 def row_linear(
@@ -109,14 +121,14 @@ def embedding(
     return Part(slot="embedding", request=wanted, path=path)
 
 
-def norm(request: ArchitectureRequest, hidden_size: int, *, path: str | None = None) -> Part:
-    """The config's norm over the last dimension, ``hidden_size`` wide."""
+def norm(request: ArchitectureRequest, hidden_size: int, *, path: str | None = None, feeds: str | None = None) -> Part:
+    """The config's norm over the last dimension, ``hidden_size`` wide; ``feeds`` as in `Part`."""
     config = request.config
     features = {config.normalization.lower()} | _when({"zero_centered_gamma": config.layernorm_zero_centered_gamma})
     wanted = NormRequest(
         context=request.context, features=frozenset(features), hidden_size=hidden_size, eps=config.layernorm_epsilon
     )
-    return Part(slot="norm", request=wanted, path=path)
+    return Part(slot="norm", request=wanted, path=path, feeds=feeds)
 
 
 def activation(request: ArchitectureRequest) -> Part:
@@ -231,8 +243,9 @@ def mlp(
     is_expert: bool = False,
     input_size: int | None = None,
     ffn_hidden_size: int | None = None,
+    after_norm: bool = False,
 ) -> Part:
-    """The MLP of a layer, counted from 1."""
+    """The MLP of a layer, counted from 1; ``after_norm``: the config's norm stands before it, and feeds it alone."""
     wanted = MLPRequest(
         context=request.context,
         features=_architecture_features(request),
@@ -242,6 +255,7 @@ def mlp(
         is_expert=is_expert,
         input_size=input_size,
         ffn_hidden_size=ffn_hidden_size,
+        after_norm=after_norm,
     )
     return Part(slot="mlp", request=wanted)
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from transom.errors import ParallelError
+from transom.transformer.moved_names import moved_names
 
 __all__ = [
     "Offset",
@@ -326,6 +327,10 @@ def own_sharded_state(
     }
     for name, child in module.named_children():
         state |= sharded_state_of(child, f"{prefix}{name}.", sharded_offsets, metadata)
+    for own, name in moved_names(module).items():
+        shard = state.pop(prefix + own, None)
+        if shard is not None:
+            state[prefix + name] = replace(shard, key=prefix + name)
     return _with_one_owner_each(state)
 
 

@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 
 __all__ = ["TransformerLayer", "TransformerLayerSubmodules"]
 
+_FEEDS = {
+    "input_layernorm": "self_attention",
+    "pre_cross_attn_layernorm": "cross_attention",
+    "pre_mlp_layernorm": "mlp",
+}
+
 
 @dataclass(frozen=True)
 class TransformerLayerSubmodules:
@@ -138,11 +144,13 @@ class TransformerLayer(Module):
     def parts(cls, request: LayerRequest) -> Parts:
         """Say what is inside."""
         config, number = request.config, request.layer_number
-        norm, add = parts.norm(request, config.hidden_size), parts.bias_dropout_add(request)
+        add = parts.bias_dropout_add(request)
+        # What a norm that is recomputed by itself gives, and a residual stream that is narrowed behind it, lie between.
+        can_feed = not config.fp32_residual_connection and "layernorm" not in config.recompute_modules
         found: dict[str, Part] = {
             "self_attention": parts.self_attention(request, number),
             "self_attn_bda": add,
-            "mlp": parts.mlp(request, number),
+            "mlp": parts.mlp(request, number, after_norm=config.pre_layernorm and can_feed),
             "mlp_bda": add,
         }
         if request.cross_attention:
@@ -154,7 +162,12 @@ class TransformerLayer(Module):
             "pre_mlp_layernorm": config.pre_layernorm,
             "post_mlp_layernorm": config.post_mlp_layernorm,
         }
-        found |= {place: norm for place, is_wanted in places.items() if is_wanted}
+        feeds = _FEEDS if can_feed else {}
+        found |= {
+            place: parts.norm(request, config.hidden_size, feeds=feeds.get(place))
+            for place, is_wanted in places.items()
+            if is_wanted
+        }
         return {name: found[name] for name in cls.Submodules.__dataclass_fields__ if name in found}
 
     def forward(

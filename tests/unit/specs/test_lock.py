@@ -35,7 +35,7 @@ def changed(lock, path, **changes):
 def test_lock_holds_every_choice(made, lock):
     assert [node.path for node in lock.nodes] == [node.path for node in made.nodes()]
     node = next(node for node in lock.nodes if node.path == "layers.0.mlp")
-    assert (node.slot, node.asked, node.api) == ("mlp", ["even_mlp", "fake_mlp"], "1.0")
+    assert (node.slot, node.asked, node.api) == ("mlp", ["even_mlp", "fake_mlp"], "1.1")
     assert (node.chosen, node.version, node.entry_point) == ("acme-fakes/fake_mlp", "1.0", "acme_fakes.parts:MLP")
     assert [(old.ref, old.stage, old.reason) for old in node.refused] == [
         ("acme-fakes/even_mlp", "supports", "layer 1 is odd")
@@ -160,7 +160,7 @@ def test_lock_of_what_a_program_registered_needs_this_process(fakes, make_spec, 
             [],
             ["acme-fakes/fake_mlp was locked for fake_mlp, now even_mlp | fake_mlp is asked for"],
         ),
-        ({"api": "2.0"}, ["slot contract 2.0 was locked, now 1.0"], None),
+        ({"api": "2.0"}, ["slot contract 2.0 was locked, now 1.1"], None),
         ({"api": "1.7"}, [], []),
         ({"options": {"times": 4}}, ["options {'times': 4} were locked, now {}"], None),
         (
@@ -169,7 +169,7 @@ def test_lock_of_what_a_program_registered_needs_this_process(fakes, make_spec, 
             [
                 "another request was locked: layer_number 9 was locked, now 1, gone 1 was locked, now None, "
                 "features None was locked, now [], masks None was locked, now ['causal'], "
-                "is_expert None was locked, now False"
+                "is_expert None was locked, now False, after_norm None was locked, now False"
             ],
         ),
     ],
