@@ -122,6 +122,45 @@ def test_export_reloads_in_transformers_bit_for_bit(saved: Saved, tmp_path: Path
     assert again.config.model_type == saved.model.config.model_type
 
 
+KERNELS = {
+    "core_attention": "torch_dot_product",
+    "linear": "parallel_linear",
+    "embedding": "parallel_linear",
+    "loss": "parallel_linear",
+}
+
+
+def trained(model: nn.Module, steps: int) -> list[float]:
+    """Train on one batch; give the losses."""
+    data, labels = batch(), torch.randint(VOCAB, (2, 9), generator=torch.Generator().manual_seed(2))
+    masks = data["padding"], None, data["padding"]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(steps):
+        loss = model(data["read"], data["written"], *masks, lm_labels=labels).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+@pytest.mark.parametrize(
+    "use",
+    [KERNELS, {"decoder.layers.*.cross_attention.core_attention": "torch_dot_product"}],
+    ids=["all kernels", "cross-attention alone"],
+)
+def test_swapping_implementations_changes_neither_logits_nor_training(saved: Saved, use: dict[str, str]) -> None:
+    plain = transom.from_pretrained(saved.folder, use={"core_attention": "dot_product"}, mode="train")
+    got = transom.from_pretrained(saved.folder, use={"core_attention": "dot_product"} | use, mode="train")
+    chosen = [{(node.path, node.resolution.chosen.name) for node in model.plan.nodes()} for model in (plain, got)]
+    assert {name for _, name in chosen[1] - chosen[0]} == set(use.values())
+    data = batch()
+    logits = [model(data["read"], data["written"], data["padding"], None, data["padding"]) for model in (plain, got)]
+    torch.testing.assert_close(*logits, rtol=0, atol=1e-4)
+    assert trained(got, 5) == pytest.approx(trained(plain, 5), rel=1e-4)
+
+
 def test_a_dtype_is_that_of_encoder_and_decoder(saved: Saved, tmp_path: Path) -> None:
     convert(saved.folder, tmp_path / "ours", dtype="bfloat16")
     model = transom.from_pretrained(tmp_path / "ours")
