@@ -22,6 +22,7 @@ from transom.registry.verdict import judge
 from transom.slots import ArchitectureRequest, BuildContext, Part
 from transom.specs.node import Node
 from transom.transformer import parts
+from transom.transformer.identity_op import IdentityOp
 from transom.transformer.spec_utils import ModuleSpec
 from transom.transformer.transformer_config import TransformerConfig
 
@@ -139,8 +140,34 @@ def layer_builders(
     return [*modules_of(_node(spec, place, "layer") for place in places)]
 
 
-def _node(entry: Entry, place: Part, path: str) -> Node:
+@dataclasses.dataclass
+class _Norm:
+    """The place of a norm that feeds one other place alone, what the spec says of it, and who took it in."""
+
+    path: str
+    part: Part
+    entry: Entry
+    taken: Node | None = None
+
+    def take(self, node: Node) -> None:
+        """Let a node fill the norm's place too, of which the spec may say nothing else."""
+        if self.entry is not None and _as_spec(self.entry).module is not IdentityOp:
+            raise SpecError(
+                f"{self.path} is filled, and {node.path} by {node.resolution.chosen.name}, which brings a norm along.",
+                asked_by=node.asked_by,
+                hint=f"IdentityOp or None at {self.path}",
+                **_at(self.path),
+            )
+        norm = self.part
+        self.taken = dataclasses.replace(
+            node, path=self.path, slot=norm.slot, request=norm.request, parts={}, within=node.path
+        )
+
+
+def _node(entry: Entry, place: Part, path: str, norm: _Norm | None = None) -> Node:
     """Resolve one place and, with what the spec says of them, the places inside it."""
+    if norm is not None and place.reads_input and _norms_too(entry):
+        place = parts.norm_linear(norm.part, place)
     spec = _as_spec(_default(place, path) if entry is None else entry)
     asked_by = f"the module spec, at {path}"
     if isinstance(spec.module, str):
@@ -151,14 +178,30 @@ def _node(entry: Entry, place: Part, path: str) -> Node:
     if spec.params:
         chosen = dataclasses.replace(resolution.chosen, builder=_with_params(builder, spec.params))
         resolution = dataclasses.replace(resolution, chosen=chosen)
-    return Node(
+    card = resolution.chosen.card
+    takes = norm is not None and (place.slot == "norm_linear" or (card is not None and card.includes_norm))
+    node = Node(
         path=path,
         slot=place.slot,
         request=place.request,
         asked_by=asked_by,
         resolution=resolution,
-        parts=_inside(spec.submodules, builder, spec.params.get("options"), place, path),
+        parts=_inside(spec.submodules, builder, spec.params.get("options"), place, path, None if takes else norm),
     )
+    if norm is not None and takes:
+        norm.take(node)
+    return node
+
+
+def _norms_too(entry: Entry) -> bool:
+    """Whether an entry is of the slot norm_linear: a name there, or a class that is registered there."""
+    if entry is None:
+        return False
+    module = _as_spec(entry).module
+    found = default_registry().implementations("norm_linear")
+    if isinstance(module, str):
+        return parse_chain(module)[0] in {name for each in found for name in (each.name, each.ref)}
+    return any(_value(module) == each.value or module is each.builder for each in found)
 
 
 def _as_spec(entry: ModuleSpec | Callable[..., Any] | str) -> ModuleSpec:
@@ -171,7 +214,7 @@ def _as_spec(entry: ModuleSpec | Callable[..., Any] | str) -> ModuleSpec:
 
 
 def _inside(
-    submodules: Any, builder: Callable[..., Any], options: Any, place: Part, path: str
+    submodules: Any, builder: Callable[..., Any], options: Any, place: Part, path: str, norm: _Norm | None
 ) -> dict[str, Node | tuple[Node, ...]]:
     places = declared_parts(builder, place.request, options)
     entries = _entries(submodules)
@@ -184,14 +227,28 @@ def _inside(
                 hint="leave it None, or change the config",
                 **_at(f"{path}.{name}"),
             )
-    return {
-        name: _node(entries.get(name), inner, f"{path}.{inner.path or name}")
-        if isinstance(inner, Part)
-        else tuple(
-            _node(entries.get(name), each, f"{path}.{each.path or f'{name}.{i}'}") for i, each in enumerate(inner)
-        )
-        for name, inner in places.items()
+    norms = {
+        name: _Norm(f"{path}.{part.path or name}", part, entries.get(name))
+        for name, part in places.items()
+        if isinstance(part, Part) and part.feeds is not None
     }
+    before = {each.part.feeds: each for each in norms.values()}
+    found: dict[str, Node | tuple[Node, ...]] = {}
+    for name in sorted(places, key=norms.__contains__):  # norms last: what they feed may have taken them in
+        part, entry = places[name], entries.get(name)
+        if not isinstance(part, Part):
+            each = ((p, f"{path}.{p.path or f'{name}.{i}'}") for i, p in enumerate(part))
+            found[name] = tuple(_node(entry, p, inner) for p, inner in each)
+            continue
+        taken = norms[name].taken if name in norms else None
+        feeding = before.get(name, norm if part.reads_input else None)
+        found[name] = taken or _node(entry, part, f"{path}.{part.path or name}", feeding)
+    return {name: found[name] for name in places}
+
+
+def _value(module: Callable[..., Any]) -> str:
+    name = getattr(module, "__qualname__", type(module).__qualname__)
+    return f"{getattr(module, '__module__', '?')}:{name}"
 
 
 def _entries(submodules: Any) -> dict[str, Entry]:
@@ -218,8 +275,7 @@ def _given(module: Callable[..., Any], place: Part, path: str) -> Resolution:
             **_at(path),
         )
     name = getattr(module, "__qualname__", type(module).__qualname__)
-    value = f"{getattr(module, '__module__', '?')}:{name}"
-    chosen = Implementation(place.slot, name, REGISTERED, "", value, module)
+    chosen = Implementation(place.slot, name, REGISTERED, "", _value(module), module)
     verdict = judge(chosen, slot, place.request, Policy.current())
     if not verdict.ok:
         raise SpecError(

@@ -13,9 +13,11 @@ from transom.errors import SpecError, UnknownImplementationError
 from transom.module_specs import layer_builders
 from transom.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from transom.transformer.dot_product_attention import DotProductAttention
+from transom.transformer.identity_op import IdentityOp
 from transom.transformer.linear import ColumnLinear, RowLinear
 from transom.transformer.mlp import MLP, MLPSubmodules
 from transom.transformer.norm import TorchNorm
+from transom.transformer.norm_linear import TorchNormLinear
 from transom.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 CONFIG = TransformerConfig(
@@ -163,3 +165,51 @@ def test_layer_builders_refuse_what_the_masks_need_and_nobody_serves() -> None:
     spec = ModuleSpec("transformer_layer", submodules={"cross_attention": ModuleSpec("cross_attention")})
     with pytest.raises(SpecError, match="cross_attention is filled, and the config leaves no such place"):
         layer_builders(spec, config, [1])
+
+
+def fused_layer(**filled: Any) -> ModuleSpec:
+    attention = SelfAttentionSubmodules(
+        linear_qkv="torch_norm_linear", core_attention=DotProductAttention, linear_proj=RowLinear
+    )
+    mlp = MLPSubmodules(linear_fc1=TorchNormLinear, linear_fc2=RowLinear)
+    places = {
+        "self_attention": ModuleSpec(SelfAttention, submodules=attention),
+        "mlp": ModuleSpec(MLP, submodules=mlp),
+        **filled,
+    }
+    return ModuleSpec(TransformerLayer, submodules=TransformerLayerSubmodules(**places))
+
+
+@pytest.mark.parametrize("norm", [None, IdentityOp], ids=["none", "IdentityOp"])
+def test_build_module_lets_a_norm_linear_fill_the_norms_place_too(norm: Any) -> None:
+    fused = build_module(fused_layer(input_layernorm=norm, pre_mlp_layernorm=norm), CONFIG, slot="layer")
+    apart = build_module(TransformerLayer, CONFIG, slot="layer")
+    assert isinstance(fused.self_attention.linear_qkv, TorchNormLinear)
+    assert isinstance(fused.mlp.linear_fc1, TorchNormLinear)
+    assert isinstance(fused.input_layernorm, IdentityOp)
+    assert isinstance(fused.pre_mlp_layernorm, IdentityOp)
+    with torch.no_grad():
+        for parameter in apart.parameters():
+            parameter.normal_(std=0.3)
+    assert fused.state_dict().keys() == apart.state_dict().keys()
+    fused.load_state_dict(apart.state_dict())
+    x = torch.randn(2, 5, 16)
+    assert torch.equal(fused(x)[0], apart(x)[0])
+
+
+def test_build_module_refuses_a_norm_beside_a_norm_linear() -> None:
+    with pytest.raises(SpecError, match="which brings a norm along") as caught:
+        build_module(fused_layer(input_layernorm=TorchNorm), CONFIG, slot="layer")
+    assert caught.value.path == "layer.input_layernorm"
+    assert caught.value.what == (
+        "layer.input_layernorm is filled, and layer.self_attention.linear_qkv by torch_norm_linear, which brings a "
+        "norm along."
+    )
+    assert caught.value.hint == "IdentityOp or None at layer.input_layernorm"
+
+
+def test_layer_builders_take_a_norm_linear_in() -> None:
+    (make,) = layer_builders(fused_layer(), CONFIG, (1,))
+    layer = make(CONFIG, layer_number=1)
+    assert {"input_layernorm.weight", "pre_mlp_layernorm.bias"} <= layer.sharded_state_dict().keys()
+    assert not [name for name in layer.sharded_state_dict() if ".norm." in name]
