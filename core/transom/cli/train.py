@@ -47,6 +47,7 @@ __all__ = ["command"]
 )
 @click.option("--tp", type=click.IntRange(min=1), help="Ranks that share each layer's weights; torchrun starts them.")
 @click.option("--dp", type=click.IntRange(min=1), help="Ranks that see other data; as many as are left unless given.")
+@click.option("--cp", type=click.IntRange(min=1), help="Ranks that share each sequence, of whose tokens each has some.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Of weights, data order and dropout.")
 @use_option
 @device_option
@@ -61,6 +62,7 @@ def command(
     data: tuple[str, ...],
     tp: int | None,
     dp: int | None,
+    cp: int | None,
     seed: int | None,
     use: dict[str, str],
     device: str,
@@ -95,6 +97,7 @@ def command(
             lock_mode=lock_mode,
             tp=tp,
             dp=dp,
+            cp=cp,
             reporter=reporter_for(sys.stderr),
         )
     except KeyboardInterrupt:

@@ -21,7 +21,7 @@ __all__ = ["shard_over_data"]
 def shard_over_data(
     model: nn.Module, mesh: ParallelMesh, *, precision: Literal["float32", "bfloat16"] = "float32"
 ) -> nn.Module:
-    """Split a model over the data-parallel ranks, each layer by itself, in place.
+    """Split a model over the data-parallel and context-parallel ranks, each layer by itself, in place.
 
     A layer's parameters are gathered when it runs and dropped afterwards; gradients are averaged over the ranks as they
     arise. Parameters that are split over tensor-parallel ranks are split further. With one data-parallel rank nothing
@@ -41,7 +41,7 @@ def shard_over_data(
 
     Source: Zhao et al. 2023, PyTorch FSDP; torch's ``fully_shard``.
     """
-    if mesh.sizes.dp == 1:
+    if mesh.sizes.data == 1:
         return model
     _refuse_delayed(model)
     # Layers hand on what cross-attention reads: to torch a view of their input, which nobody changes in place.
@@ -50,7 +50,7 @@ def shard_over_data(
     # Autocast casts what products take; casting the arguments of layers would copy the mask that they share.
     mixed = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     policy = mixed if narrow else MixedPrecisionPolicy()
-    dp, place = mesh.device_mesh["dp"], _placement(mesh.sizes.dp)
+    dp, place = mesh.data, _placement(mesh.sizes.data)
     for stack in [module for module in model.modules() if isinstance(module, TransformerStack)]:
         for layer in stack.layers:
             fully_shard(layer, mesh=dp, mp_policy=policy, shard_placement_fn=place)
@@ -78,5 +78,5 @@ def _refuse_delayed(model: nn.Module) -> None:
         raise ParallelError(
             "weight gradients that are delayed would not be averaged over the data-parallel ranks.",
             asked_by="config.delay_wgrad_compute",
-            hint="delay_wgrad_compute: false, or dp=1",
+            hint="delay_wgrad_compute: false, or dp=1 and cp=1",
         )

@@ -37,10 +37,6 @@ def sum_partial_gradients(model: nn.Module, mesh: ParallelMesh) -> None:
             gradient.copy_(summed.view_as(gradient))
 
 
-_SPLITS: tuple[tuple[str, ...], ...] = ((), ("tp",), ("dp",), ("dp", "tp"))
-"""Along which dimensions of the mesh ranks may hold different parts of a parameter."""
-
-
 class GradientNorm:
     """The norm of all gradients of a model together, each counted once however many ranks hold it.
 
@@ -52,6 +48,7 @@ class GradientNorm:
 
     def __init__(self, model: nn.Module, mesh: ParallelMesh) -> None:
         self._mesh = mesh
+        (self._data,) = mesh.data.mesh_dim_names or ("dp",)
         self._parameters: dict[tuple[str, ...], list[nn.Parameter]] = defaultdict(list)
         state = sharded_state_of(
             model, metadata={"tensor_parallel_rank": mesh.place("tp"), "singleton_local_shards": True}
@@ -86,8 +83,9 @@ class GradientNorm:
     def _norm(self, gradients: list[Tensor]) -> Tensor:
         device = _local(gradients[0]).device if gradients else torch.device("cpu")
         total = torch.zeros((), device=device)
-        # Every rank takes part in every sum, even where it holds nothing of the kind.
-        for over in _SPLITS:
+        # Along these dimensions ranks may hold different parts of a parameter. Every rank takes part in every sum, even
+        # where it holds nothing of the kind.
+        for over in ((), ("tp",), (self._data,), (self._data, "tp")):
             counted = [p for p in self._parameters.get(over, ()) if id(p) not in self._copies]
             found = [_local(p.grad) for p in counted if p.grad is not None]
             squares = _sum_of_squares(found, device)
@@ -105,7 +103,7 @@ class GradientNorm:
             dimensions = parameter.device_mesh.mesh_dim_names or ("tp",)
             placed = zip(dimensions, parameter.placements, strict=True)
             names |= {name for name, placement in placed if isinstance(placement, Shard | _StridedShard)}
-        return tuple(name for name in ("dp", "tp") if name in names)
+        return tuple(name for name in (self._data, "tp") if name in names)
 
 
 def _copies(model: nn.Module) -> Iterable[nn.Parameter]:

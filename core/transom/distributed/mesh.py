@@ -25,10 +25,12 @@ class ParallelMesh:
     Args:
         sizes: of the dimensions.
         device_mesh: over all ranks, of the dimensions in `DIMENSIONS`.
+        tokens: where ranks share sequences, the dimensions dp and cp as one.
     """
 
     sizes: ParallelSizes
     device_mesh: DeviceMesh
+    tokens: DeviceMesh | None = None
 
     @classmethod
     def start(cls, sizes: ParallelSizes, device_type: str = "cpu") -> ParallelMesh:
@@ -54,8 +56,9 @@ class ParallelMesh:
             )
         shape = tuple(getattr(sizes, name) for name in DIMENSIONS)
         mesh = init_device_mesh(device_type, shape, mesh_dim_names=DIMENSIONS)
+        tokens = mesh["dp", "cp"]._flatten("dp_cp") if sizes.cp > 1 else None
         announce_mesh(mesh["tp"])
-        return cls(sizes, mesh)
+        return cls(sizes, mesh, tokens)
 
     def __str__(self) -> str:
         shape = ", ".join(f"{name}={getattr(self.sizes, name)}" for name in DIMENSIONS)
@@ -65,6 +68,19 @@ class ParallelMesh:
     def tp_group(self) -> ProcessGroup | None:
         """The ranks that share each layer's weights with this one; `None` = it is alone."""
         return self.group("tp") if self.sizes.tp > 1 else None
+
+    @property
+    def cp_group(self) -> ProcessGroup | None:
+        """The ranks that share each sequence with this one; `None` = it is alone."""
+        return self.group("cp") if self.sizes.cp > 1 else None
+
+    @property
+    def data(self) -> DeviceMesh:
+        """The ranks that see other tokens, of one dimension: ``dp``, and ``cp`` inside it where ranks share sequences.
+
+        Their gradients are averaged.
+        """
+        return self.device_mesh["dp"] if self.tokens is None else self.tokens
 
     def group(self, name: str) -> ProcessGroup:
         """Give the ranks that differ from this one along one dimension alone."""

@@ -49,6 +49,11 @@ class ParallelSizes:
         """All of them."""
         return self.tp * self.pp * self.dp * self.cp
 
+    @property
+    def data(self) -> int:
+        """Those that see other tokens, of other sequences or of the same: parameters are split over all of them."""
+        return self.dp * self.cp
+
     @classmethod
     def of_world(cls, world: int, *, tp: int = 1, pp: int = 1, dp: int | None = None, cp: int = 1) -> ParallelSizes:
         """Fit sizes to the number of processes that were started.
@@ -93,15 +98,24 @@ class ParallelSizes:
             )
 
     def check_sequence(self, length: int, config: TransformerConfig) -> None:
-        """Refuse sequences that tensor-parallel ranks cannot divide, where they do.
+        """Refuse sequences that context-parallel or tensor-parallel ranks cannot divide, where they do.
 
         Raises:
-            ParallelError: ``sequence_parallel``, and the length is no multiple of tp.
+            ParallelError: ranks share sequences, and the length is no multiple of 2·cp; or ``sequence_parallel``, and
+                what each has of them is no multiple of tp.
         """
-        if config.sequence_parallel and length % self.tp:
+        if self.cp > 1 and length % (2 * self.cp):
             raise ParallelError(
-                f"sequences of {length} tokens do not divide over {self.tp} tensor-parallel ranks.",
-                hint=f"a train.sequence_length that is a multiple of {self.tp}, or sequence_parallel: false",
+                f"sequences of {length} tokens do not divide over {self.cp} context-parallel ranks, two chunks each.",
+                hint=f"a train.sequence_length that is a multiple of {2 * self.cp}",
+                length=length,
+                cp=self.cp,
+            )
+        if config.sequence_parallel and length % (self.tp * self.cp):
+            shares = f" for each of {self.cp} shares" if self.cp > 1 else ""
+            raise ParallelError(
+                f"sequences of {length} tokens do not divide over {self.tp} tensor-parallel ranks{shares}.",
+                hint=f"a train.sequence_length that is a multiple of {self.tp * self.cp}, or sequence_parallel: false",
                 length=length,
                 tp=self.tp,
             )

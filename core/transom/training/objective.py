@@ -20,7 +20,9 @@ __all__ = ["FillSpans", "NextToken", "Objective", "check_objective", "objective_
 class Objective(Protocol):
     """Turns a batch into losses."""
 
-    def losses(self, model: nn.Module, batch: Batch, number: int, device: torch.device) -> Tensor:
+    def losses(
+        self, model: nn.Module, batch: Batch, number: int, device: torch.device, positions: Tensor | None = None
+    ) -> Tensor:
         """Compute each learned token's loss.
 
         Args:
@@ -28,6 +30,7 @@ class Objective(Protocol):
             batch: on the CPU.
             number: of the batch.
             device: of the model.
+            positions: of the batch's tokens in their sequences, ``[s]``; `None` = 0 ... s-1.
 
         Returns:
             ``[b, s]``, nats.
@@ -46,10 +49,12 @@ class NextToken:
 
     reserved = 0
 
-    def losses(self, model: nn.Module, batch: Batch, number: int, device: torch.device) -> Tensor:
+    def losses(
+        self, model: nn.Module, batch: Batch, number: int, device: torch.device, positions: Tensor | None = None
+    ) -> Tensor:
         """Compute each token's loss ``[b, s]``."""
         tokens, labels = (part.to(device, non_blocking=True) for part in batch)
-        losses: Tensor = model(tokens, labels=labels)
+        losses: Tensor = model(tokens, labels=labels, **({} if positions is None else {"input_pos": positions}))
         return losses
 
 
@@ -69,8 +74,10 @@ class FillSpans:
         """The sentinels."""
         return self.corruption.sentinels
 
-    def losses(self, model: nn.Module, batch: Batch, number: int, device: torch.device) -> Tensor:
-        """Compute the loss of each token that is to be written ``[b, s]``."""
+    def losses(
+        self, model: nn.Module, batch: Batch, number: int, device: torch.device, positions: Tensor | None = None
+    ) -> Tensor:
+        """Compute the loss of each token that is to be written ``[b, s]``; its sequences are whole."""
         read, written, labels = (part.to(device, non_blocking=True) for part in self.corruption(batch[0], number))
         losses: Tensor = model(read, written, None, None, None, lm_labels=labels)
         return losses

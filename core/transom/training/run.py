@@ -82,6 +82,7 @@ def train(
     lock_mode: Mode = "compatible",
     tp: int | None = None,
     dp: int | None = None,
+    cp: int | None = None,
     reporter: Reporter | None = None,
 ) -> RunResult:
     """Train the model of a spec as its ``train`` section says.
@@ -102,6 +103,7 @@ def train(
         tp: ranks that share each layer's weights, of the processes that ``torchrun`` started; `None` = the config's.
         dp: ranks that see other data; `None` = as many as are left. The run is that of one process but for rounding,
             whatever the numbers, and may be resumed with others.
+        cp: ranks that share each sequence; `None` = the config's.
         reporter: is told how it goes, on the first rank; `None` = nobody.
 
     Returns:
@@ -113,7 +115,7 @@ def train(
         KeyboardInterrupt: it was asked to stop; what was done is saved.
     """
     given = load_spec(spec)
-    sizes = sizes_of_run(given.config, tp=tp, dp=dp)
+    sizes = sizes_of_run(given.config, tp=tp, dp=dp, cp=cp)
     with team_of(sizes, device) as team:
         reporter = reporter if reporter and team.is_first else SilentReporter()
         folder = RunFolder(Path("runs") / given.name if out is None else Path(out), writes=team.is_first)
@@ -204,7 +206,11 @@ class _Run:
         with team.agreed():
             team.check(prepared.plan)
             self.model: nn.Module = build(
-                prepared.plan, seed=self.spec.train.seed, device=device, tp_group=team.tp_group
+                prepared.plan,
+                seed=self.spec.train.seed,
+                device=device,
+                tp_group=team.tp_group,
+                cp_group=team.cp_group,
             )
             check_objective(self.spec, self.model)
         self.trainer = Trainer(

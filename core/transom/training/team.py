@@ -25,6 +25,8 @@ from transom.distributed.saver import BackgroundSaver
 from transom.distributed.sizes import ParallelSizes
 from transom.distributed.store import ShardedState
 from transom.errors import ParallelError
+from transom.transformer.collectives import Ranks
+from transom.transformer.context_parallel import ContextShare
 
 if TYPE_CHECKING:
     from transom.checkpoint.manifest import Manifest
@@ -48,6 +50,11 @@ class Team(Protocol):
     @property
     def tp_group(self) -> dist.ProcessGroup | None:
         """Those who share each layer's weights with this one."""
+        ...
+
+    @property
+    def cp_group(self) -> dist.ProcessGroup | None:
+        """Those who share each sequence with this one."""
         ...
 
     def describe(self) -> str:
@@ -75,7 +82,11 @@ class Team(Protocol):
         ...
 
     def share(self, batch: Batch) -> Batch:
-        """Give this one's sequences of a batch."""
+        """Give this one's sequences of a batch, or its tokens of them."""
+        ...
+
+    def positions(self, length: int) -> Tensor | None:
+        """Say where this one's tokens are in sequences of a length; `None` = they are all there."""
         ...
 
     def mean(self, loss: Tensor) -> Tensor:
@@ -122,6 +133,7 @@ class Alone:
 
     is_first = True
     tp_group = None
+    cp_group = None
 
     def describe(self) -> str:
         """Say that it is alone."""
@@ -148,6 +160,10 @@ class Alone:
     def share(self, batch: Batch) -> Batch:
         """Give all of it."""
         return batch
+
+    def positions(self, length: int) -> Tensor | None:
+        """Say that all are there."""
+        return None
 
     def mean(self, loss: Tensor) -> Tensor:
         """Give it back."""
@@ -196,7 +212,8 @@ class RankTeam:
     def __init__(self, mesh: ParallelMesh) -> None:
         self.mesh = mesh
         self.is_first = dist.get_rank() == 0
-        self.tp_group = mesh.tp_group
+        self.tp_group, self.cp_group = mesh.tp_group, mesh.cp_group
+        self._context = ContextShare(Ranks.of(mesh.cp_group))
         self._group = dist.group.WORLD
         self._saver = BackgroundSaver(mesh)
         self._stream = 0
@@ -226,28 +243,33 @@ class RankTeam:
         return bool(told)
 
     def take_over(self, model: nn.Module, settings: TrainSpec) -> None:
-        """Split the model over the data-parallel ranks, and draw random numbers of this rank's own from now on."""
+        """Split the model over the ranks that see other tokens, and draw random numbers of this rank's own from now."""
         sizes, place = self.mesh.sizes, self.mesh.place
         plan: Any = model.plan  # set by transom.build
         shard_over_data(model, self.mesh, precision=settings.precision)
         self._norm = GradientNorm(model, self.mesh)
-        # Where tensor-parallel ranks hold different tokens, they must drop different elements.
-        self._stream = 1 + place("dp") * sizes.tp + (place("tp") if plan.config.sequence_parallel else 0)
+        # Where ranks hold different tokens, they must drop different elements.
+        data = place("dp") * sizes.cp + place("cp")
+        self._stream = 1 + data * sizes.tp + (place("tp") if plan.config.sequence_parallel else 0)
         torch.manual_seed(_mixed(settings.seed, 0, self._stream))
 
     def share(self, batch: Batch) -> Batch:
-        """Give this data-parallel rank's sequences."""
+        """Give this data-parallel rank's sequences, and of them this context-parallel rank's tokens."""
         place, ranks = self.mesh.place("dp"), self.mesh.sizes.dp
-        tokens, labels = (part.tensor_split(ranks)[place] for part in batch)
+        tokens, labels = (self._context.of(part.tensor_split(ranks)[place]) for part in batch)
         return tokens, labels
 
+    def positions(self, length: int) -> Tensor | None:
+        """Say where this context-parallel rank's tokens are."""
+        return None if self.cp_group is None else self._context.positions(length)
+
     def mean(self, loss: Tensor) -> Tensor:
-        """Average over the data-parallel ranks."""
-        return self.total(loss.clone()) / self.mesh.sizes.dp
+        """Average over the ranks that see other tokens, of which each sees as many."""
+        return self.total(loss.clone()) / self.mesh.sizes.data
 
     def total(self, numbers: Tensor) -> Tensor:
-        """Add up over the data-parallel ranks."""
-        dist.all_reduce(numbers, group=self.mesh.group("dp"))
+        """Add up over the ranks that see other tokens."""
+        dist.all_reduce(numbers, group=self.mesh.data.get_group())
         return numbers
 
     def clip(self, model: nn.Module, largest: float) -> Tensor:
@@ -297,33 +319,38 @@ def team_of(sizes: ParallelSizes, device: str) -> Iterator[Team]:
         yield RankTeam(mesh)
 
 
-def sizes_of_run(config: TransformerConfig, *, tp: int | None = None, dp: int | None = None) -> ParallelSizes:
+def sizes_of_run(
+    config: TransformerConfig, *, tp: int | None = None, dp: int | None = None, cp: int | None = None
+) -> ParallelSizes:
     """Say how the processes that ``torchrun`` started share the work.
 
     Args:
-        config: says tp where it is not given.
+        config: says tp and cp where they are not given.
         tp: ranks that share each layer's weights.
         dp: ranks that see other data; `None` = as many as are left.
+        cp: ranks that share each sequence.
 
     Raises:
         ParallelError: that makes more or fewer ranks than were started, or the config asks for what is not trained.
     """
-    for field in ("pipeline_model_parallel_size", "context_parallel_size"):
+    for field in ("pipeline_model_parallel_size",):
         if getattr(config, field) > 1:
             raise ParallelError(
-                f"{field} is {getattr(config, field)}; runs share weights and data alone.",
+                f"{field} is {getattr(config, field)}; runs share weights, sequences and data alone.",
                 asked_by=f"config.{field}",
                 hint=f"{field}: 1",
                 field=field,
             )
-    return ParallelSizes.of_world(launched(), tp=tp or config.tensor_model_parallel_size, dp=dp)
+    tp, cp = tp or config.tensor_model_parallel_size, cp or config.context_parallel_size
+    return ParallelSizes.of_world(launched(), tp=tp, dp=dp, cp=cp)
 
 
 def split_over(spec: ModelSpec, sizes: ParallelSizes) -> ModelSpec:
     """Give the spec of one rank's model; the run's own stays that of the whole."""
-    if spec.config.tensor_model_parallel_size == sizes.tp:
+    has = {"tensor_model_parallel_size": sizes.tp, "context_parallel_size": sizes.cp}
+    if all(getattr(spec.config, name) == size for name, size in has.items()):
         return spec
-    config = spec.config.replace(tensor_model_parallel_size=sizes.tp)
+    config = spec.config.replace(**has)
     return msgspec.structs.replace(spec, config=config).with_origin(spec.source, {})
 
 

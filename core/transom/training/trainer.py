@@ -73,6 +73,8 @@ class Trainer:
         self.team: Team = team or Alone()
         self.team.take_over(model, settings)
         self.device = torch.device(device)
+        positions = self.team.positions(sequence_length)
+        self.positions = None if positions is None else positions.to(self.device)
         self.optimizer = make_optimizer(model, settings)
         self.sampler = SequenceSampler(split.train, sequence_length, settings.batch_size, settings.seed)
         self.step = 0
@@ -138,7 +140,7 @@ class Trainer:
 
     def _losses(self, batch: Batch, number: int) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
-            return self.objective.losses(self.model, batch, number, self.device)
+            return self.objective.losses(self.model, batch, number, self.device, self.positions)
 
     def _validation_batches(self) -> list[Batch]:
         settings = self.settings

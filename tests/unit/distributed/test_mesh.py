@@ -41,9 +41,21 @@ def test_mesh_is_known_to_what_is_split_over_its_ranks(world: None) -> None:
     assert other.mesh.tolist() == [0, 2]
 
 
+@pytest.mark.parametrize("world", [(6, 8)], indirect=True)
+def test_mesh_knows_who_shares_a_sequence_and_who_sees_other_tokens(world: None) -> None:
+    mesh = ParallelMesh.start(ParallelSizes(dp=2, cp=2, tp=2))
+    assert mesh.cp_group is not None
+    assert dist.get_process_group_ranks(mesh.cp_group) == [4, 6]
+    assert mesh.data.mesh.tolist() == [0, 2, 4, 6]
+    assert dist.get_process_group_ranks(mesh.data.get_group()) == [0, 2, 4, 6]
+
+
 @pytest.mark.parametrize("world", [(0, 4)], indirect=True)
 def test_mesh_alone_has_no_tensor_parallel_group(world: None) -> None:
-    assert ParallelMesh.start(ParallelSizes(dp=4)).tp_group is None
+    mesh = ParallelMesh.start(ParallelSizes(dp=4))
+    assert mesh.tp_group is None
+    assert mesh.cp_group is None
+    assert mesh.data == mesh.device_mesh["dp"]
 
 
 @pytest.mark.parametrize("world", [(0, 3)], indirect=True)
