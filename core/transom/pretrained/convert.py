@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -15,50 +15,31 @@ from torch import Tensor
 
 from transom.checkpoint.atomic import new_folder
 from transom.checkpoint.hugging_face.export import choose_family, exported_settings
-from transom.checkpoint.hugging_face.folder import TOKENIZER, is_hugging_face, open_folder
+from transom.checkpoint.hugging_face.folder import is_hugging_face
 from transom.checkpoint.hugging_face.settings import CONFIG
 from transom.checkpoint.layout_map import LayoutMap
 from transom.checkpoint.manifest import Manifest
 from transom.checkpoint.megatron import megatron_layout, megatron_names
-from transom.checkpoint.model_state import differences, fitted, mismatch, model_outlines, model_tensors
-from transom.checkpoint.store import WEIGHTS, Checkpoint, open_checkpoint, save_weights
+from transom.checkpoint.model_state import fitted, mismatch
+from transom.checkpoint.store import save_weights
 from transom.checkpoint.torchtune import torchtune_layout
 from transom.checkpoint.weight_files import NamedWeights, WeightFiles
 from transom.checkpoint.weight_writer import write_shards
-from transom.composition import build
 from transom.errors import CheckpointError, OutputError
+from transom.pretrained.source import ORIGINAL, Source, open_source, plan_outlines
 from transom.pretrained.spec import read_spec
-from transom.specs.load import load_spec
 from transom.specs.lock import Lock
-from transom.specs.plan import Plan, plan
+from transom.specs.plan import plan
 from transom.specs.spec import ModelSpec
-from transom.transformer.initialization import leave_uninitialized
 from transom.transformer.utils import torch_dtype
 
-__all__ = ["ORIGINAL", "SHARD_BYTES", "Converted", "Form", "convert"]
+__all__ = ["SHARD_BYTES", "Converted", "Form", "convert"]
 
 Form = Literal["hf", "transom", "torchtune", "megatron"]
 """Who wrote a checkpoint."""
 
 SHARD_BYTES = 5_000_000_000
 """Most bytes in a file of weights in Hugging Face's form."""
-
-ORIGINAL = "hugging_face_config.json"
-"""What a folder's ``config.json`` is called in a checkpoint made of it."""
-
-_CARRIED = (
-    TOKENIZER,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "spiece.model",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 
 
 @dataclass(frozen=True)
@@ -80,33 +61,6 @@ class Converted:
     bytes: int
     files: tuple[str, ...]
     tokenizer: str | None
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Weights under canonical names, and what belongs to them.
-
-    Args:
-        plan: of the model they are for.
-        outlines: shape and dtype of each.
-        tensors: each made when it is looked up.
-        tied: further names of some.
-        carried: files that go along: a tokenizer's and the like.
-        original: the ``config.json`` that the spec was once read from.
-        tokenizer: ``"bytes"``, or the name of the file that holds it; `None` = there is none.
-    """
-
-    plan: Plan
-    outlines: Mapping[str, Tensor]
-    tensors: Mapping[str, Tensor]
-    tied: Mapping[str, str] = field(default_factory=dict)
-    carried: Sequence[Path] = ()
-    original: Path | None = None
-    tokenizer: str | None = None
-
-    @property
-    def spec(self) -> ModelSpec:
-        return self.plan.spec
 
 
 def convert(
@@ -163,7 +117,7 @@ def convert(
 
 def _open(
     path: Path, form: Form, spec: str | Path | Mapping[str, Any] | ModelSpec | None, length: int | None
-) -> _Source:
+) -> Source:
     has_own_spec = form in ("hf", "transom")
     if has_own_spec == (spec is not None):
         what = "has a spec of its own, and another is given" if has_own_spec else "has no spec, and none is given"
@@ -172,19 +126,19 @@ def _open(
         )
     if spec is not None:
         return _from_state_dict(path, form, read_spec(spec))
-    return _from_hugging_face(path, length) if form == "hf" else _from_transom(path)
+    return open_source(path, form="hf" if form == "hf" else "transom", max_sequence_length=length)
 
 
-def _from_state_dict(path: Path, form: Form, spec: ModelSpec) -> _Source:
+def _from_state_dict(path: Path, form: Form, spec: ModelSpec) -> Source:
     made = plan(spec, mode="infer")
     files = WeightFiles(_files(path))
-    wanted = _outlines(made)
+    wanted = plan_outlines(made)
     names = megatron_names(list(files)) if form == "megatron" else {name: name for name in files}
     layout = megatron_layout(spec, list(wanted), names) if form == "megatron" else torchtune_layout(spec)
     named = NamedWeights(files, names)
     what = f"the weights are not those of {spec.name} as {form} has them"
     tensors = fitted(named, layout, wanted, source=str(path), what=what)
-    return _Source(made, dict(layout.forward(named.outlines())), tensors)
+    return Source(made, dict(layout.forward(named.outlines())), tensors)
 
 
 def _files(path: Path) -> list[Path]:
@@ -199,52 +153,6 @@ def _files(path: Path) -> list[Path]:
     raise CheckpointError(what, available=(".safetensors", ".pt", ".pth", ".bin"), path=path)
 
 
-def _from_hugging_face(path: Path, length: int | None) -> _Source:
-    opened = open_folder(path, max_sequence_length=length)
-    made = plan(opened.spec, mode="infer")
-    tensors = opened.canonical(_outlines(made))
-    return _Source(
-        plan=made,
-        outlines=opened.canonical_outlines(),
-        tensors=tensors,
-        carried=[path / name for name in _CARRIED if (path / name).is_file()],
-        original=path / CONFIG,
-        tokenizer=TOKENIZER if (path / TOKENIZER).is_file() else None,
-    )
-
-
-def _from_transom(path: Path) -> _Source:
-    opened = open_checkpoint(path)
-    manifest = opened.manifest
-    made = plan(load_spec(manifest.spec).with_origin(str(path), {}), mode="infer")
-    stored, tied = _of_ranks(opened, made) if manifest.sizes else (WeightFiles([opened.file(WEIGHTS)]), manifest.tied)
-    outlines = {
-        name: stored.outline(name) if isinstance(stored, WeightFiles) else stored[name].to("meta") for name in stored
-    }
-    problems = differences(_outlines(made), outlines | {name: outlines[owner] for name, owner in tied.items()})
-    if problems:
-        what = "the weights are not those that the checkpoint's spec describes"
-        raise mismatch(str(opened.folder / WEIGHTS), what, problems)
-    original = opened.file(ORIGINAL) if ORIGINAL in manifest.files else None
-    carried = [opened.file(name) for name in _CARRIED if name in manifest.files]
-    return _Source(made, outlines, stored, tied, carried, original, manifest.tokenizer)
-
-
-def _of_ranks(opened: Checkpoint, made: Plan) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
-    """Put together what ranks saved, each its part."""
-    from transom.distributed.restore import load_sharded_model
-
-    with leave_uninitialized():
-        model = build(made, seed=0)
-    load_sharded_model(opened, model)
-    return model_tensors(model)
-
-
-def _outlines(made: Plan) -> dict[str, Tensor]:
-    """Find the canonical names, shapes and dtypes of a plan's weights, without memory for them."""
-    return model_outlines(build(made, device="meta"))
-
-
 def _cast(outline: Tensor, dtype: str | None) -> Tensor:
     return outline if dtype is None or not outline.is_floating_point() else outline.to(torch_dtype(dtype))
 
@@ -253,7 +161,7 @@ _Written = tuple[str, Mapping[str, Tensor]]
 """The form of what was written, and the outlines of its weights by the names they got."""
 
 
-def _to_transom(source: _Source, outlines: Mapping[str, Tensor], target: Path, dtype: str | None) -> _Written:
+def _to_transom(source: Source, outlines: Mapping[str, Tensor], target: Path, dtype: str | None) -> _Written:
     spec = source.spec.to_dict()
     for name in ("config", "encoder_config"):
         config = getattr(source.spec, name)
@@ -276,7 +184,7 @@ def _to_transom(source: _Source, outlines: Mapping[str, Tensor], target: Path, d
 
 
 def _to_hugging_face(
-    source: _Source, outlines: Mapping[str, Tensor], target: Path, name: str | None, shard_bytes: int
+    source: Source, outlines: Mapping[str, Tensor], target: Path, name: str | None, shard_bytes: int
 ) -> _Written:
     original: dict[str, Any] = {} if source.original is None else json.loads(source.original.read_text("utf-8"))
     family = choose_family(source.spec, name, first=original.get("model_type"))

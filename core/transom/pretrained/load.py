@@ -9,14 +9,16 @@ import torch
 from torch import nn
 
 from transom.checkpoint.hugging_face.folder import is_hugging_face, open_folder
-from transom.checkpoint.model_state import model_outlines, put_tensors, tensors_to_put
+from transom.checkpoint.model_state import mismatch, model_outlines, put_tensors, tensors_to_put
 from transom.checkpoint.store import open_checkpoint
 from transom.composition import build
+from transom.pretrained.source import open_source
 from transom.specs.load import load_spec
 from transom.specs.plan import Use, plan
+from transom.specs.spec import ModelSpec
 from transom.transformer.initialization import leave_uninitialized
 
-__all__ = ["from_pretrained"]
+__all__ = ["from_pretrained", "load_weights"]
 
 
 def from_pretrained(
@@ -78,3 +80,31 @@ def _from_checkpoint(
     else:
         opened.load_model(model)
     return model
+
+
+def load_weights(model: nn.Module, folder: str | Path) -> ModelSpec:
+    """Put the weights that lie in a folder into a model that is built already, as a start for training it.
+
+    What hooks put into the model takes part: adapters that the folder knows nothing of keep what they hold, and weights
+    that are kept in fewer bits are rounded.
+
+    Args:
+        model: whole, on any device, of any dtype.
+        folder: as for `from_pretrained`.
+
+    Returns:
+        the spec that the weights were made for, which may compute something else of them than the model does.
+
+    Raises:
+        CheckpointError: the folder is none or is damaged, or its weights do not fit; the model is not to be used then.
+    """
+    source = open_source(folder)
+    state = dict(source.tensors)
+    state |= {name: state[owner] for name, owner in source.tied.items()}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        _, *problems = (line.strip() for line in str(error).splitlines())
+        hint = f"the weights of the same model; transom plan {folder} shows which these are for"
+        raise mismatch(str(folder), "the weights are not this model's", problems, hint=hint) from error
+    return source.spec

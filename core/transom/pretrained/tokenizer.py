@@ -11,7 +11,7 @@ from transom.checkpoint.hugging_face.folder import TOKENIZER, is_hugging_face
 from transom.checkpoint.hugging_face.settings import CONFIG
 from transom.checkpoint.store import open_checkpoint
 from transom.errors import CheckpointError
-from transom.pretrained.convert import ORIGINAL
+from transom.pretrained.source import ORIGINAL
 from transom.specs.train_spec import START
 from transom.text.tokenizer import Tokenizer, load_tokenizer
 

@@ -6,7 +6,8 @@ import torch
 import transom
 from transom.checkpoint.manifest import MANIFEST, read_manifest
 from transom.errors import CheckpointError, UnknownImplementationError
-from transom.pretrained.load import from_pretrained
+from transom.pretrained.convert import convert
+from transom.pretrained.load import from_pretrained, load_weights
 from transom.pretrained.tokenizer import tokenizer_of
 from transom.text.byte_tokenizer import ByteTokenizer
 from transom.training.run import train
@@ -81,3 +82,37 @@ def test_tokenizer_of_refuses_when_its_file_is_missing(trained, tmp_path):
     (tmp_path / MANIFEST).write_bytes(msgspec.json.encode(changed))
     with pytest.raises(CheckpointError, match=r"tokenizer\.json is missing"):
         tokenizer_of(tmp_path)
+
+
+def test_load_weights_starts_a_model_with_those_of_a_run(trained, spec):
+    model = transom.build(spec, seed=7)
+    assert load_weights(model, trained.folder).config == model.plan.config
+    wanted = from_pretrained(trained.folder).state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_load_weights_reads_folders_of_hugging_face_s_form(trained, spec, tmp_path):
+    convert(trained.folder, tmp_path / "theirs", to="hf")
+    model = transom.build(spec, seed=7, dtype="bfloat16")
+    load_weights(model, tmp_path / "theirs")
+    wanted = from_pretrained(trained.folder, dtype="bfloat16").state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("hook", ["lora", {"hook": "int8_linear", "options": {"training": True}}], ids=str)
+def test_load_weights_takes_what_hooks_do_to_weights_along(trained, spec, hook):
+    model = transom.build(spec | {"hooks": [hook]}, seed=7)
+    load_weights(model, trained.folder)
+    exact = from_pretrained(trained.folder)(TOKENS)
+    found = model.eval()(TOKENS)
+    assert (found - exact).norm() / exact.norm() < (0.05 if isinstance(hook, dict) else 1e-6)
+
+
+def test_load_weights_lists_what_does_not_fit(trained, spec):
+    model = transom.build(spec | {"config": spec["config"] | {"num_layers": 3, "ffn_hidden_size": 32}})
+    with pytest.raises(CheckpointError, match="the weights are not this model's") as caught:
+        load_weights(model, trained.folder)
+    assert any('Missing key(s) in state_dict: "layers.2' in problem for problem in caught.value.problems)
+    assert any("size mismatch for layers.0.mlp.linear_fc1.weight" in problem for problem in caught.value.problems)
+    assert f"transom plan {trained.folder}" in str(caught.value)
