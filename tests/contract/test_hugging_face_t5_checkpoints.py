@@ -145,20 +145,15 @@ def trained(model: nn.Module, steps: int) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize(
-    "use",
-    [KERNELS, {"decoder.layers.*.cross_attention.core_attention": "torch_dot_product"}],
-    ids=["all kernels", "cross-attention alone"],
-)
-def test_swapping_implementations_changes_neither_logits_nor_training(saved: Saved, use: dict[str, str]) -> None:
+def test_swapping_implementations_changes_neither_logits_nor_training(saved: Saved) -> None:
     plain = transom.from_pretrained(saved.folder, use={"core_attention": "dot_product"}, mode="train")
-    got = transom.from_pretrained(saved.folder, use={"core_attention": "dot_product"} | use, mode="train")
+    got = transom.from_pretrained(saved.folder, use=KERNELS, mode="train")
     chosen = [{(node.path, node.resolution.chosen.name) for node in model.plan.nodes()} for model in (plain, got)]
-    assert {name for _, name in chosen[1] - chosen[0]} == set(use.values())
+    assert {name for _, name in chosen[1] - chosen[0]} == set(KERNELS.values())
     data = batch()
     logits = [model(data["read"], data["written"], data["padding"], None, data["padding"]) for model in (plain, got)]
     torch.testing.assert_close(*logits, rtol=0, atol=1e-4)
-    assert trained(got, 5) == pytest.approx(trained(plain, 5), rel=1e-4)
+    assert trained(got, 3) == pytest.approx(trained(plain, 3), rel=1e-4)
 
 
 def test_a_dtype_is_that_of_encoder_and_decoder(saved: Saved, tmp_path: Path) -> None:
