@@ -225,3 +225,14 @@ def test_spec_is_tiny_llama_and_trains(tmp_path: Path) -> None:
     result = train(SPEC, out=tmp_path / "run", steps=2)
     assert result.loss is not None
     assert result.parameters == 256 * 192 + 9 * 192  # the embedding and the norms
+
+
+def test_a_linear_that_norms_its_input_is_refused() -> None:
+    use = {"norm_linear": "torch_norm_linear"}
+    with pytest.raises(HookError) as caught:
+        transom.build(transom.load_spec("tiny-llama").to_dict() | {"hooks": ["int8_linear"], "use": use}, mode="infer")
+    assert caught.value.what == (
+        "int8_linear cannot round layers.0.self_attention.linear_qkv: torch_norm_linear norms and multiplies in one."
+    )
+    assert caught.value.hint == "use: {layers.0.self_attention.linear_qkv: separate}, or norm_linear: separate"
+    assert caught.value.hook == "transom-int8-linear/int8_linear"

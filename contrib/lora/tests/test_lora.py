@@ -21,6 +21,7 @@ from transom_lora.merge import adapter_state, merge, unmerge
 
 SPEC = Path(__file__).parents[1] / "tiny-lora.yaml"
 TOKENS = torch.arange(12).view(2, 6)
+FUSED = {"norm_linear": "torch_norm_linear"}
 
 
 @pytest.fixture(autouse=True)
@@ -292,3 +293,20 @@ def test_adapters_of_a_smaller_model_of_the_spec_learn_and_a_run_goes_on(tmp_pat
     train(data, out=tmp_path / "parts", steps=20)
     resumed = train(data, out=tmp_path / "parts", steps=40, resume=True)
     assert resumed.parameters == whole.parameters
+
+
+def test_adapter_reads_what_a_linear_that_norms_multiplies() -> None:
+    apart, fused = (transom.build(spec() | {"use": use}, dtype="float64") for use in ({}, FUSED))
+    with torch.no_grad():
+        for parameter in apart.parameters():
+            parameter.normal_(std=0.3)
+    assert apart.state_dict().keys() == fused.state_dict().keys()
+    fused.load_state_dict(apart.state_dict())
+    assert adapters(fused).keys() == adapters(apart).keys()
+    torch.testing.assert_close(fused(TOKENS), apart(TOKENS))
+    for model in (fused, apart):
+        model(TOKENS).square().mean().backward()
+    path = "layers.0.self_attention.linear_qkv.lora_a"
+    torch.testing.assert_close(fused.get_parameter(path).grad, apart.get_parameter(path).grad)
+    merge(fused)
+    torch.testing.assert_close(fused(TOKENS), apart(TOKENS))

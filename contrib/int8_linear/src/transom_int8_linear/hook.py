@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Int8", "Int8Options"]
 
 _NAME = "transom-int8-linear/int8_linear"
-_LINEARS = ("column_linear", "row_linear")
+_LINEARS = ("column_linear", "row_linear", "norm_linear")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Int8:
 
     Raises:
         HookError: the model is to be trained, and the options do not allow it; weights are split over processes; no
-            linear fits; the output layer, whose weight is read without calling it, is among them.
+            linear fits; the output layer, whose weight is read without calling it, or a linear that norms its input
+            too, is among them.
 
     Example:
         >>> import transom
@@ -94,6 +95,12 @@ class Int8:
             raise HookError(
                 f"int8_linear cannot round {path}: its weight is read without calling it.",
                 hint="name other linears in options.targets",
+                hook=_NAME,
+            )
+        if resolution.slot == "norm_linear":
+            raise HookError(
+                f"int8_linear cannot round {path}: {resolution.chosen.name} norms and multiplies in one.",
+                hint=f"use: {{{path}: separate}}, or norm_linear: separate",
                 hook=_NAME,
             )
         self.found = True

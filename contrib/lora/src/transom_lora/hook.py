@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Lora", "LoraOptions"]
 
-_LINEARS = ("column_linear", "row_linear")
+_LINEARS = ("column_linear", "row_linear", "norm_linear")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from transom_lora.low_rank import draw, low_rank
 
 if TYPE_CHECKING:
     from transom.slots.linear import Linear
+    from transom.slots.norm_linear import NormLinear
 
 __all__ = ["LoraLinear"]
 
@@ -75,7 +76,11 @@ class LoraLinear(nn.Module):
         """Map ``x [..., in]`` to ``[..., out]``, and return the linear's bias when it is not added."""
         output, bias = self.linear(x)
         dropout = self.dropout if self.training else 0.0
-        return output + low_rank(x, self.lora_a, self.lora_b, scale=self.scale, dropout=dropout), bias
+        return output + low_rank(self.norm(x), self.lora_a, self.lora_b, scale=self.scale, dropout=dropout), bias
+
+    def norm(self, x: Tensor, /) -> Tensor:
+        """Give what the linear's product is taken of: ``x``, normed where the linear norms it."""
+        return self.linear.norm(x) if hasattr(self.linear, "norm") else x
 
     def backward_dw(self) -> None:
         """Add the linear's gradient that backward put off."""
@@ -95,5 +100,5 @@ def _keep_when_absent(module: LoraLinear, state: dict[str, Any], prefix: str, *_
 
 if TYPE_CHECKING:
 
-    def _is_a_linear(module: LoraLinear) -> Linear:
-        return module
+    def _is_a_linear(module: LoraLinear) -> tuple[Linear, NormLinear]:
+        return module, module
