@@ -17,12 +17,15 @@ from transom.testing.case import Case
 from transom.testing.exercise import Exercise
 from transom.testing.kernels.attention_dropout import attention_dropout_cases
 from transom.testing.kernels.combined_scenario import combined
+from transom.testing.kernels.context_scenarios import CONTEXT_SCENARIOS
 from transom.testing.kernels.data_scenarios import DATA_SCENARIOS
 from transom.testing.kernels.distance_scenarios import DISTANCE_SCENARIOS
 from transom.testing.kernels.scenario import Scenario
 from transom.testing.module_cases import module_cases
 from transom.testing.subject import Subject, config_for
 from transom.transformer.attention_mask import AttentionMask
+from transom.transformer.collectives import Ranks
+from transom.transformer.context_parallel import ContextShare, attend_in_share
 
 __all__ = ["cases"]
 
@@ -35,7 +38,7 @@ _LAYOUTS = {
 
 def cases(subject: Subject) -> Iterator[Case]:
     """Make the cases of a core attention."""
-    scenarios = (*DISTANCE_SCENARIOS, *DATA_SCENARIOS, combined(subject.features))
+    scenarios = (*DISTANCE_SCENARIOS, *DATA_SCENARIOS, combined(subject.features), *CONTEXT_SCENARIOS)
     agreements = tuple(_agreement(scenario) for scenario in scenarios)
     plain = scenarios[0]
     laid_out = tuple(_agreement(plain, name=name, shows=shows, layout=name) for name, shows in _LAYOUTS.items())
@@ -107,7 +110,21 @@ def _inputs(scenario: Scenario) -> Tensors:
 def _run(scenario: Scenario, layout: str, module: nn.Module, inputs: Tensors) -> Tensors:
     query, key, value = (_lay_out(inputs[name], layout) for name in ("query", "key", "value"))
     mask = _mask(scenario, inputs.get("bias"), query.device)
+    if scenario.shares > 1:
+        return {"output": _in_shares(scenario, module, (query, key, value), mask)}
     return {"output": module(query, key, value, mask=mask)}
+
+
+def _in_shares(
+    scenario: Scenario, module: Any, inputs: tuple[Tensor, Tensor, Tensor], mask: AttentionMask | None
+) -> Tensor:
+    """Ask for one share of the queries after another, and put the answers in the order of the whole."""
+    query, key, value = inputs
+    shares = [ContextShare(Ranks("", scenario.shares, rank)) for rank in range(scenario.shares)]
+    windowed = scenario.window is not None
+    asked = [attend_in_share(module, share.of(query), key, value, mask, share, windowed=windowed) for share in shares]
+    early, late = zip(*(answer.chunk(2, dim=1) for answer in asked), strict=True)
+    return torch.cat([*early, *reversed(late)], dim=1)
 
 
 def _mask(scenario: Scenario, bias: Tensor | None, device: torch.device) -> AttentionMask | None:

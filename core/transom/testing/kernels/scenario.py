@@ -37,6 +37,7 @@ class Scenario:
         scale: ``softmax_scale`` given to the builder.
         bias_shape: of a random bias, an input of its own.
         magnitude: of queries and keys.
+        shares: context-parallel ranks, whose shares of the queries are asked one after another; 1 = all in one call.
         principal: is tried in every dtype.
     """
 
@@ -54,6 +55,7 @@ class Scenario:
     scale: float | None = None
     bias_shape: tuple[int, int] | None = None
     magnitude: float = 1.0
+    shares: int = 1
     principal: bool = False
 
     @property

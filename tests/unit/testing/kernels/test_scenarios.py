@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from transom.slots.core_attention import CORE_ATTENTION
 from transom.testing.kernels.combined_scenario import combined
+from transom.testing.kernels.context_scenarios import CONTEXT_SCENARIOS
 from transom.testing.kernels.core_attention import _expected, _inputs, _mask
 from transom.testing.kernels.data_scenarios import DATA_SCENARIOS
 from transom.testing.kernels.distance_scenarios import DISTANCE_SCENARIOS
 from transom.testing.kernels.scenario import Scenario
 
-SCENARIOS = (*DISTANCE_SCENARIOS, *DATA_SCENARIOS)
+SCENARIOS = (*DISTANCE_SCENARIOS, *DATA_SCENARIOS, *CONTEXT_SCENARIOS)
 
 
 def _visible(scenario: Scenario) -> torch.Tensor:
