@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -50,7 +50,8 @@ __all__ = ["command"]
 @click.option(
     "--world",
     metavar="SIZES",
-    help="Show what each of many ranks has: tp=8,pp=16,dp=32 (and zero=1, vpp=2, layout=Et|tt|t,L).",
+    help="Show what each of many ranks has, and says in a step: tp=8,pp=16,dp=32 (and sp=1, cp=2, batch=64, "
+    "microbatches=16, zero=1, vpp=2, layout=Et|tt|t,L).",
 )
 @click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Draw the plan on a page of its own.")
 @json_option
@@ -76,25 +77,58 @@ def command(
     from transom.pretrained.spec import read_spec
     from transom.specs.page import render_page
     from transom.specs.plan import plan
-    from transom.specs.render import render_plan, render_world
-    from transom.specs.world import how_cut, parse_world, split
+    from transom.specs.render import render_plan
 
     made = plan(read_spec(spec), device=device, dtype=dtype, mode=mode, use=use, lock=locked, lock_mode=lock_mode)
     measured = _measured(made)
-    sizes = None if world is None else parse_world(world, made.config)
-    stages = () if sizes is None else split(made, sizes, measured)
-    cut = {} if sizes is None else how_cut(made.config, sizes)
+    ranks = None if world is None else _Ranks(made, world, measured)
     if html is not None:
         write_file(html, render_page(made, measured=measured).encode())
         click.echo(f"Drew {made.spec.name} on {html}.", err=as_json)
     if as_json:
-        ranks = {"world": asdict(sizes), "cut": cut, "stages": [stage.to_dict() for stage in stages]} if sizes else {}
-        click.echo(json.dumps(made.to_dict(measured) | ranks, indent=2))
+        click.echo(json.dumps(made.to_dict(measured) | ({} if ranks is None else ranks.to_dict()), indent=2))
         return
     if html is None:
         click.echo(render_plan(made, measured=measured, with_columns=with_columns))
-    if sizes is not None:
-        click.echo(f"\n{render_world(sizes, stages, cut)}")
+    if ranks is not None:
+        click.echo(f"\n{ranks}")
+
+
+class _Ranks:
+    """What the ranks of a world have of a plan."""
+
+    def __init__(self, made: Plan, text: str, measured: Measured) -> None:
+        from transom.specs.activations import activations
+        from transom.specs.communication import communication
+        from transom.specs.render_world import Ranks
+        from transom.specs.shares import split
+        from transom.specs.step import Step
+        from transom.specs.world import how_cut, parse_world
+
+        self.world = world = parse_world(text, made.config)
+        self.cut, self.plan = how_cut(made.config, world), made
+        stages = split(made, world, measured)
+        self.step = Step.of(made, world) if made.context.mode == "train" and world.zero == 3 else None
+        if self.step is None:
+            self.ranks = Ranks(stages)
+        else:
+            kept, said = activations(made, world, self.step), communication(made, world, self.step)
+            self.ranks = Ranks(stages, kept, said)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give it as plain data, with the shapes of every parameter."""
+        from transom.specs.stage_nodes import rank_shapes
+
+        step = {} if self.step is None else {"step": asdict(self.step)}
+        stages = self.ranks.to_dict()
+        for stage, shapes in zip(stages, rank_shapes(self.plan, self.world), strict=True):
+            stage["shapes"] = shapes
+        return {"world": asdict(self.world), "cut": self.cut, **step, "stages": stages}
+
+    def __str__(self) -> str:
+        from transom.specs.render_world import render_world
+
+        return render_world(self.world, self.ranks, self.cut, self.step)
 
 
 def _measured(made: Plan) -> Measured:

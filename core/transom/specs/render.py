@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -16,10 +15,8 @@ if TYPE_CHECKING:
     from transom.registry.hooks import Hook
     from transom.specs.node import Node
     from transom.specs.plan import Plan
-    from transom.specs.shares import Stage
-    from transom.specs.world import World
 
-__all__ = ["alike", "group_label", "hook_label", "in_bytes", "in_units", "render_plan", "render_totals", "render_world"]
+__all__ = ["alike", "group_label", "hook_label", "in_bytes", "in_units", "render_plan", "render_totals"]
 
 _GAP = "  "
 _HEADINGS = ("parameters", "FLOPs/token", "cache/token")
@@ -76,52 +73,6 @@ def render_totals(found: Totals) -> str:
         f"{found.sequence_length} tokens, {in_bytes(cost.kv_bytes)} of key/value cache a token\n"
         f"Memory: {in_bytes(memory.total)} ({', '.join(parts)}), without activations"
     )
-
-
-def render_world(world: World, stages: Sequence[Stage], cut: Mapping[str, Any]) -> str:
-    """Draw what a rank of each pipeline stage holds; consecutive stages that are alike are drawn once.
-
-    Args:
-        world: how many ranks there are.
-        stages: what each has.
-        cut: the fields of a config that cut the layers like this.
-    """
-    rows: list[tuple[str, ...]] = [
-        ("stage", "layers", "parameters", "memory", "gradients", "AdamW", "in all", "FLOPs/token", "cache/token")
-    ]
-    for _, group in groupby(stages, key=lambda stage: (stage.cost, stage.memory, _sizes(stage))):
-        first, *others = list(group)
-        last = others[-1] if others else first
-        ranges = zip(first.layers, last.layers, strict=True)
-        layers = ", ".join(_span(begin, end - 1) for (begin, _), (_, end) in ranges if end > begin) or "none"
-        rows.append((_span(first.number, last.number), layers, *_of_rank(first)))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [_GAP.join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    sizes = f"{world.ranks} ranks: tensor-parallel {world.tp}, pipeline {world.pp}, data-parallel {world.dp}"
-    largest = max(stages, key=lambda stage: stage.memory.total)
-    fields = ", ".join(f"{name}: {json.dumps(value)}" for name, value in cut.items())
-    return "\n".join(
-        [
-            f"{sizes}; each has, without activations:",
-            *lines,
-            f"Largest: {in_bytes(largest.memory.total)} on the ranks of stage {largest.number}",
-            *([f"Cut as by: {fields}"] if fields else []),
-        ]
-    )
-
-
-def _sizes(stage: Stage) -> list[int]:
-    return [end - begin for begin, end in stage.layers]
-
-
-def _span(first: int, last: int) -> str:
-    return str(first) if first == last else f"{first} to {last}"
-
-
-def _of_rank(stage: Stage) -> Sequence[str]:
-    memory, cost = stage.memory, stage.cost
-    sizes = [memory.parameters, memory.gradients, memory.optimizer, memory.total]
-    return [in_units(cost.parameters), *map(in_bytes, sizes), in_units(cost.flops), in_bytes(cost.kv_bytes)]
 
 
 def in_units(number: int) -> str:

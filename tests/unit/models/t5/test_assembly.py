@@ -15,8 +15,9 @@ from transom.models.t5 import T5Model
 from transom.specs.lock import Lock
 from transom.specs.page import render_page
 from transom.specs.render import render_plan
+from transom.specs.shares import split
 from transom.specs.totals import costs, totals
-from transom.specs.world import parse_world, split
+from transom.specs.world import parse_world
 
 CONFIG = {
     "num_layers": 2,

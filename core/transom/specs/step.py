@@ -1,0 +1,117 @@
+"""What one step of the optimizer computes on a rank: how many tokens, in how many passes, in which dtypes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from transom.errors import ParallelError
+from transom.specs.totals import item_size
+
+if TYPE_CHECKING:
+    from transom.specs.plan import Plan
+    from transom.specs.train_spec import TrainSpec
+    from transom.specs.world import World
+    from transom.transformer.transformer_config import TransformerConfig
+
+__all__ = ["Step"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one rank computes in one step.
+
+    Args:
+        sequences: of one forward pass of a rank.
+        passes: forward passes of a step: accumulated ones, and parts of a batch in a pipeline.
+        batches: of a step: accumulated ones.
+        read: tokens of a sequence that an encoder reads, of which context-parallel ranks have a part each.
+        written: likewise, that a decoder goes through; those of a decoder alone are as many.
+        width: bytes of a parameter at rest.
+        exchanged_width: bytes of a number of hidden states, and of a bias that is lent to ranks.
+        product_width: bytes of what matrix products make.
+        gathered_width: bytes of a parameter that FSDP2 gathers.
+        summed_width: bytes of a gradient that FSDP2 sums.
+    """
+
+    sequences: int
+    passes: int
+    batches: int
+    read: int
+    written: int
+    width: int = 4
+    exchanged_width: int = 4
+    product_width: int = 4
+    gathered_width: int = 4
+    summed_width: int = 4
+
+    @classmethod
+    def of(cls, plan: Plan, world: World) -> Step:
+        """Read the ``train`` section of a plan's spec, and what the world says of it.
+
+        Without ``batch``, a batch of ``train.batch_size`` that does not divide is one of a sequence for each rank and
+        part.
+
+        Args:
+            plan: of the whole model.
+            world: over whose data-parallel ranks and parts a batch is divided.
+
+        Raises:
+            ParallelError: ``batch`` does not divide.
+
+        Example:
+            >>> from transom import plan
+            >>> from transom.specs.world import World
+            >>> step = Step.of(plan("tiny-llama"), World(dp=4))
+            >>> step.sequences, step.passes, step.written
+            (2, 1, 256)
+        """
+        train, parts = plan.spec.train, world.dp * world.parts
+        batch = world.batch or train.batch_size
+        if batch % parts and world.batch:
+            raise ParallelError(
+                f"a batch of {batch} sequences does not divide over {world.dp} data-parallel ranks"
+                f"{f' and {world.parts} parts' if world.parts > 1 else ''}.",
+                asked_by="--world",
+                hint=f"a batch that is a multiple of {parts}",
+            )
+        width = item_size(plan.context.dtype)
+        narrow = 2 if train.precision == "bfloat16" else width
+        read = written = train.sequence_length or plan.spec.max_sequence_length
+        if train.objective == "span_corruption":
+            read, written = _corrupted(read, train)
+        return cls(
+            sequences=max(batch // parts, 1) if batch % parts == 0 else 1,
+            passes=train.accumulate * world.parts,
+            batches=train.accumulate,
+            read=read // world.cp,
+            written=written // world.cp,
+            width=width,
+            # Where FSDP2 gathers parameters in bfloat16, embeddings and norms are of that dtype too.
+            exchanged_width=narrow if world.data > 1 else width,
+            product_width=narrow,
+            gathered_width=narrow,
+            summed_width=max(narrow, 4) if narrow != width else width,
+        )
+
+    def tokens(self, path: str) -> int:
+        """Count the tokens that a place of a model sees in one forward pass: of what is read, or of what is written."""
+        reads = path.startswith("encoder.") or path.endswith("cross_attention.linear_kv")
+        return self.sequences * (self.read if reads else self.written)
+
+    def hidden_bytes(self, config: TransformerConfig, world: World) -> int:
+        """Give the bytes of the hidden states that one pipeline stage hands to the next in one forward pass.
+
+        Args:
+            config: of the model.
+            world: whose tensor-parallel ranks sequence parallelism splits them over.
+        """
+        width = max(self.exchanged_width, 4) if config.fp32_residual_connection else self.exchanged_width
+        return self.tokens("") * config.hidden_size * width // (world.tp if world.sp else 1)
+
+
+def _corrupted(length: int, train: TrainSpec) -> tuple[int, int]:
+    """Say how long sequences are that spans were cut out of, and what is to be written then: sentinels and spans."""
+    noise = min(max(round(length * train.noise_density), 1), length - 1)
+    spans = min(max(round(noise / train.mean_span_length), 1), length - noise)
+    return length - noise + spans, noise + spans + 1
