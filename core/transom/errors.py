@@ -67,6 +67,7 @@ __all__ = [
 ]
 
 _LABEL_WIDTH = 12
+_SHOWN = 24  # of what is available; all of it is in the error's data
 
 
 class TransomError(ValueError):
@@ -111,7 +112,9 @@ class TransomError(ValueError):
     def _render(self) -> str:
         rows = [("Asked by:", self.asked_by)] if self.asked_by else []
         if self.available:
-            rows.append(("Available:", ", ".join(self.available)))
+            more = len(self.available) - _SHOWN
+            shown = [*self.available[:_SHOWN], f"and {more} more"] if more > 1 else self.available
+            rows.append(("Available:", ", ".join(shown)))
         rows += [("Failed:" if i == 0 else "", line) for i, line in enumerate(self.failed)]
         if self.hint:
             rows.append(("Try:", self.hint))

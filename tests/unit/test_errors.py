@@ -45,6 +45,14 @@ def test_error_indents_the_further_lines_of_a_row():
     assert text == "no.\n  Try:        first\n              second"
 
 
+def test_error_shows_the_first_of_a_long_list_and_keeps_all():
+    names = [f"n{number}" for number in range(40)]
+    error = TransomError("no.", available=names)
+    assert str(error).endswith("n22, n23, and 16 more")
+    assert error.available == tuple(names)
+    assert str(TransomError("no.", available=names[:25])).endswith("n23, n24")
+
+
 def test_error_keeps_its_data_as_attributes():
     error = _full_error()
     assert (error.slot, error.name) == ("core_attention", "flash_atention")

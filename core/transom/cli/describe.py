@@ -84,9 +84,9 @@ def _notes(facts: dict[str, Any]) -> Iterator[str]:
         yield f"ask for {facts['ref']}"
     if facts["card"] and facts["card"]["deprecated"]:
         yield "deprecated"
-    for complaint in facts["unmet"]:
+    if facts["unmet"]:
         install = facts["card"]["install"]
-        yield f"requires: {complaint}{f' ({install})' if install else ''}"
+        yield f"requires: {'; '.join(facts['unmet'])}{f' ({install})' if install else ''}"
 
 
 def describe_slot(name: str, slot: Slot | None) -> dict[str, Any]:

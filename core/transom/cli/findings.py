@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -17,17 +18,20 @@ EXIT_WRONG = 1
 
 
 def print_findings(findings: Sequence[Finding]) -> None:
-    """Print what is wrong, then what is merely worth knowing."""
+    """Print what is wrong, then what is merely worth knowing; what holds of several places is said once."""
     for level, heading, colour in (("wrong", "Wrong:", "red"), ("note", "Notes:", "yellow")):
         chosen = [finding for finding in findings if finding.level == level]
         if chosen:
             click.secho(f"\n{heading}", fg=colour)
+        alike: dict[Finding, list[str]] = {}
         for finding in chosen:
-            _print(finding)
+            alike.setdefault(replace(finding, where=""), []).append(finding.where)
+        for finding, places in alike.items():
+            _print(finding, [place for place in places if place])
 
 
-def _print(finding: Finding) -> None:
-    where = f" ({finding.where})" if finding.where else ""
+def _print(finding: Finding, places: Sequence[str]) -> None:
+    where = f" ({', '.join(places)})" if places else ""
     click.echo(f"  {finding.distribution or 'transom'}: {finding.what}{where}")
     if finding.hint:
         click.echo(f"    Try: {finding.hint}")

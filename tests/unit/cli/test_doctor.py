@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -68,6 +69,12 @@ def test_doctor_ends_with_zero_where_there_are_only_notes(diagnosed, capsys):
     assert capsys.readouterr().out.endswith(
         "\nNotes:\n  transom: nothing is denied (policy)\n\nNothing is wrong; 1 note.\n"
     )
+
+
+def test_doctor_says_once_what_holds_of_several_places(diagnosed, capsys):
+    diagnosed(*(dataclasses.replace(NOTE, where=place) for place in ("here", "there")))
+    assert main(["doctor"]) == 0
+    assert "\nNotes:\n  transom: nothing is denied (here, there)\n\n" in capsys.readouterr().out
 
 
 def test_doctor_ends_with_one_where_something_is_wrong(diagnosed, capsys):
