@@ -104,6 +104,7 @@ def build_stages(
     device: str | torch.device | None = None,
     seed: int | None = None,
     tp_group: torch.distributed.ProcessGroup | None = None,
+    cp_group: torch.distributed.ProcessGroup | None = None,
 ) -> list[nn.Module]:
     """Build what one rank of a pipeline has of a model, with the weights that `build` gives it under the same seed.
 
@@ -112,9 +113,10 @@ def build_stages(
     Args:
         plan: of the whole model; its config says how it is cut.
         place: of the rank in the pipeline, from 0.
-        device: as for `build`, likewise seed and tp_group.
+        device: as for `build`, likewise what follows.
         seed: of the initial weights.
         tp_group: tensor-parallel process group.
+        cp_group: context-parallel process group.
 
     Returns:
         the rank's stage, or its virtual stages in order, which satisfy `transom.slots.model.ModelStage`; each has the
@@ -132,11 +134,11 @@ def build_stages(
         >>> sorted(stage.layers)
         ['2', '3']
     """
-    if tp_group is not None:
-        check_ranks(plan, tp_group)
+    for group in filter(None, (tp_group, cp_group)):
+        check_ranks(plan, group)
     device = str(device or plan.context.device)
     _check_present(device)
-    making = _Making(load_hooks(plan.hooks), plan.config.sequence_parallel)
+    making = _Making(load_hooks(plan.hooks), plan.config.sequence_parallel, _context_ranks(plan.config, cp_group))
     builder = _Builder(plan.root, making)
     if not hasattr(builder.build, "stages"):
         chosen = plan.root.resolution.chosen

@@ -46,6 +46,7 @@ __all__ = ["command"]
     help="A text file, a folder of *.txt and *.md, or token ids (.npy, .bin), in place of the spec's. Repeatable.",
 )
 @click.option("--tp", type=click.IntRange(min=1), help="Ranks that share each layer's weights; torchrun starts them.")
+@click.option("--pp", type=click.IntRange(min=1), help="Ranks that share the layers, in a pipeline.")
 @click.option("--dp", type=click.IntRange(min=1), help="Ranks that see other data; as many as are left unless given.")
 @click.option("--cp", type=click.IntRange(min=1), help="Ranks that share each sequence, of whose tokens each has some.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Of weights, data order and dropout.")
@@ -61,6 +62,7 @@ def command(
     steps: int | None,
     data: tuple[str, ...],
     tp: int | None,
+    pp: int | None,
     dp: int | None,
     cp: int | None,
     seed: int | None,
@@ -96,6 +98,7 @@ def command(
             lock=locked,
             lock_mode=lock_mode,
             tp=tp,
+            pp=pp,
             dp=dp,
             cp=cp,
             reporter=reporter_for(sys.stderr),

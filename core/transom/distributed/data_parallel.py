@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
@@ -13,7 +13,6 @@ from torch.distributed.tensor.placement_types import Shard
 
 from transom.distributed.mesh import ParallelMesh
 from transom.errors import ParallelError
-from transom.transformer.transformer_block import TransformerStack
 
 __all__ = ["shard_over_data"]
 
@@ -23,13 +22,13 @@ def shard_over_data(
 ) -> nn.Module:
     """Split a model over the data-parallel and context-parallel ranks, each layer by itself, in place.
 
-    A layer's parameters are gathered when it runs and dropped afterwards; gradients are averaged over the ranks as they
-    arise. Parameters that are split over tensor-parallel ranks are split further. With one data-parallel rank nothing
-    happens.
+    A layer's parameters are gathered when it runs and dropped afterwards, in a pipeline once for a batch; gradients are
+    averaged over the ranks as they arise. Parameters that are split over tensor-parallel ranks are split further. With
+    one data-parallel rank nothing happens.
 
     Args:
-        model: whose layers are in a `TransformerStack`, on its device, the same on every data-parallel rank; it has no
-            optimizer yet.
+        model: or stage of a pipeline, with its layers in a container ``layers`` of it or of a module below; on its
+            device, the same on every data-parallel rank; it has no optimizer yet.
         mesh: of the ranks, which all call it.
         precision: in which parameters are gathered; gradients are summed in float32, and parameters rest as they are.
 
@@ -51,11 +50,21 @@ def shard_over_data(
     mixed = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     policy = mixed if narrow else MixedPrecisionPolicy()
     dp, place = mesh.data, _placement(mesh.sizes.data)
-    for stack in [module for module in model.modules() if isinstance(module, TransformerStack)]:
-        for layer in stack.layers:
-            fully_shard(layer, mesh=dp, mp_policy=policy, shard_placement_fn=place)
-    fully_shard(model, mesh=dp, mp_policy=policy, shard_placement_fn=place)
+    # The parts of a batch follow one another in a pipeline: gathering a stage for each would cost more than it saves.
+    drop = None if mesh.sizes.pp == 1 else False
+    for layer in list(_layers(model)):
+        fully_shard(layer, mesh=dp, mp_policy=policy, shard_placement_fn=place, reshard_after_forward=drop)
+    fully_shard(model, mesh=dp, mp_policy=policy, shard_placement_fn=place, reshard_after_forward=drop)
     return model
+
+
+def _layers(model: nn.Module) -> Iterator[nn.Module]:
+    for module in model.modules():
+        layers = getattr(module, "layers", None)
+        if isinstance(layers, nn.ModuleList):
+            yield from layers
+        elif isinstance(layers, nn.ModuleDict):
+            yield from layers.values()
 
 
 def _placement(ranks: int) -> Callable[[nn.Parameter], Shard | None]:

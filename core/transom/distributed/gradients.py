@@ -41,7 +41,7 @@ class GradientNorm:
     """The norm of all gradients of a model together, each counted once however many ranks hold it.
 
     Args:
-        model: this rank's, or its stages of a pipeline; its parameters are where they will be: after
+        model: this rank's, or its `transom.distributed.stages.RankStages`; its parameters are where they will be: after
             `transom.distributed.data_parallel.shard_over_data`.
         mesh: of the ranks.
     """
@@ -81,7 +81,7 @@ class GradientNorm:
         return norm
 
     def _norm(self, gradients: list[Tensor]) -> Tensor:
-        device = _local(gradients[0]).device if gradients else torch.device("cpu")
+        device = torch.device(self._mesh.device_mesh.device_type)
         total = torch.zeros((), device=device)
         # Along these dimensions ranks may hold different parts of a parameter. Every rank takes part in every sum, even
         # where it holds nothing of the kind.

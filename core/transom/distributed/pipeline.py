@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Protocol, final
+from collections.abc import Mapping
+from typing import Any, final
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.pipelining import PipelineStage as TorchStage
-from torch.distributed.pipelining import Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
-from torch.distributed.tensor import DTensor
+from torch.distributed.pipelining import (
+    Schedule1F1B,
+    ScheduleGPipe,
+    ScheduleInterleaved1F1B,
+    ScheduleInterleavedZeroBubble,
+)
 
 from transom.distributed.mesh import ParallelMesh
+from transom.distributed.schedule import check_schedule
+from transom.distributed.stages import RankStages
 from transom.errors import ParallelError
+from transom.specs.train_spec import ScheduleName
+from transom.transformer.auxiliary_loss import auxiliary_share
 
-__all__ = ["Pipeline", "ScheduleName", "StageModule"]
+__all__ = ["Pipeline"]
 
-ScheduleName = Literal["gpipe", "1f1b", "interleaved"]
-
-
-class StageModule(Protocol):
-    """What a pipeline needs of a stage, as `transom.models.decoder_stage.DecoderStage`."""
-
-    def shared(self) -> Iterator[nn.Parameter]:
-        """Give the parameters that the first and the last stage both have."""
-        ...
-
-    def copies(self) -> Iterator[nn.Parameter]:
-        """Give those of them that the other stage owns."""
-        ...
+_OF_ONE_STAGE: Mapping[ScheduleName, Any] = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
+_OF_STAGES: Mapping[ScheduleName, Any] = {
+    "interleaved": ScheduleInterleaved1F1B,
+    "zero_bubble": ScheduleInterleavedZeroBubble,
+}
 
 
 @final
@@ -37,96 +37,103 @@ class Pipeline:
     """Runs forward and backward of a batch over all stages, a part of the batch at a time.
 
     Args:
-        stages: this rank's, in order: one, or its virtual stages. Stage ``i`` of all is on rank ``i % pp``.
+        model: this rank's stages. Stage ``i`` of all is on rank ``i % pp``.
         mesh: of the ranks, which all make one.
         microbatches: into how many parts a batch is split; all parts are of one size.
         schedule: ``"gpipe"`` runs all forwards first, ``"1f1b"`` alternates and holds fewer activations;
-            ``"interleaved"`` does so with several stages a rank, and waits less.
+            ``"interleaved"`` does so with several stages a rank, and waits less; ``"zero_bubble"``, with any number of
+            stages, computes the gradients of weights apart, while it would wait.
 
     Raises:
-        ParallelError: a schedule for one stage is asked for with several, or the other way round.
+        ParallelError: the schedule cannot run these stages or this number of parts.
 
-    Source: Huang et al. 2019 (GPipe); Narayanan et al. 2021 (1F1B, interleaved).
+    Source: Huang et al. 2019 (GPipe); Narayanan et al. 2021 (1F1B, interleaved); Qi et al. 2023 (ZB-H1), all as torch
+    has them.
     """
 
     def __init__(
-        self, stages: Sequence[nn.Module], mesh: ParallelMesh, *, microbatches: int, schedule: ScheduleName = "1f1b"
+        self,
+        model: RankStages,
+        mesh: ParallelMesh,
+        *,
+        microbatches: int,
+        schedule: ScheduleName = "1f1b",
     ) -> None:
-        if (schedule == "interleaved") != (len(stages) > 1):
-            raise ParallelError(
-                f"the schedule {schedule!r} cannot run {len(stages)} stages a rank.",
-                hint="interleaved for virtual stages, gpipe or 1f1b without",
-                schedule=schedule,
-                stages=len(stages),
-            )
-        if schedule == "1f1b" and microbatches < mesh.sizes.pp:
-            raise ParallelError(
-                f"{microbatches} parts of a batch do not keep {mesh.sizes.pp} stages busy.",
-                hint=f"at least {mesh.sizes.pp} microbatches, or the schedule gpipe",
-                microbatches=microbatches,
-                stages=mesh.sizes.pp,
-            )
-        self.stages, self.mesh, self.microbatches = list(stages), mesh, microbatches
-        self._place, ranks = mesh.place("pp"), mesh.sizes.pp
-        device = torch.device(mesh.device_mesh.device_type)
+        ranks, count = mesh.sizes.pp, len(model.stages)
+        check_schedule(schedule, microbatches, stages=ranks, virtual=count)
+        self.model, self.microbatches = model, microbatches
+        self._group, self._place = mesh.group("pp"), mesh.place("pp")
+        self._is_last = self._place == ranks - 1
+        self._weight = 1.0
         made = [
-            TorchStage(stage, self._place + number * ranks, len(stages) * ranks, device, group=mesh.group("pp"))
-            for number, stage in enumerate(stages)
+            TorchStage(
+                stage,
+                self._place + number * ranks,
+                count * ranks,
+                torch.device(mesh.device_mesh.device_type),
+                group=self._group,
+            )
+            for number, stage in enumerate(model.stages)
         ]
-        if schedule == "interleaved":
-            self._schedule: Any = ScheduleInterleaved1F1B(list(made), microbatches, loss_fn=_mean)
-        else:
-            kind = ScheduleGPipe if schedule == "gpipe" else Schedule1F1B
-            self._schedule = kind(made[0], microbatches, loss_fn=_mean)
+        kind: Any = _OF_ONE_STAGE.get(schedule) or _OF_STAGES[schedule]
+        stages = made[0] if schedule in _OF_ONE_STAGE else made
+        # Losses come divided already: torch would divide what earlier batches of the step have added, too.
+        self._schedule: Any = kind(stages, microbatches, loss_fn=self._mean, scale_grads=False)
 
-    def run(self, tokens: Tensor, labels: Tensor) -> Tensor:
+    def run(self, first: Tensor, batch: Mapping[str, Tensor], *, weight: float = 1.0) -> Tensor:
         """Compute the mean loss of a batch and add its gradients to the parameters'; every rank calls it.
 
+        Afterwards, once a step, `RankStages.sum_shared_gradients` is to be called.
+
         Args:
-            tokens: ids ``[b, s]``; b is a multiple of the number of parts. The first stage reads them.
-            labels: ids ``[b, s]``; the last stage reads them.
+            first: what the first stage starts from, ids ``[b, s]``; b is a multiple of the number of parts.
+            batch: what all stages are given, ``[b, ...]`` each.
+            weight: of this batch in the step.
 
         Returns:
-            the mean over all tokens, a scalar, the same on every rank.
+            the weighted mean over all tokens, a scalar, the same on every rank.
 
         Raises:
             ParallelError: the batch does not divide.
         """
-        if len(tokens) % self.microbatches:
-            raise ParallelError(
-                f"a batch of {len(tokens)} sequences does not divide into {self.microbatches} parts.",
-                hint=f"a batch that is a multiple of {self.microbatches}, or other microbatches",
-                batch_size=len(tokens),
-                microbatches=self.microbatches,
-            )
-        is_last = self._place == self.mesh.sizes.pp - 1
+        self._weight = weight / self.microbatches
         losses: list[Tensor] = []
-        inputs = (tokens,) if self._place == 0 else ()
-        self._schedule.step(*inputs, labels=labels, target=labels if is_last else None, losses=losses)
-        mean = torch.zeros((), dtype=torch.float64, device=tokens.device)  # the last rank's losses may be float64
-        if is_last:
-            mean += torch.stack(losses).detach().mean()
-        dist.all_reduce(mean, group=self.mesh.group("pp"))
-        return mean
+        with auxiliary_share(self._weight):
+            self._step(self._schedule.step, first, batch, losses)
+        total = torch.zeros((), dtype=torch.float64, device=first.device)  # the last rank's losses may be float64
+        if self._is_last:
+            total += torch.stack(losses).detach().sum()
+        dist.all_reduce(total, group=self._group)
+        return total
 
     @torch.no_grad()
-    def sum_shared_gradients(self) -> None:
-        """Add up the gradients of what the first and the last stage both have; every rank calls it, once a step."""
-        ranks = self.mesh.sizes.pp
-        if ranks == 1:
-            return
-        ends = (0, ranks - 1)
-        own = [p for stage in self.stages for p in stage.shared()] if self._place in ends else []  # type: ignore[operator]
-        others = dist.get_process_group_ranks(self.mesh.group("pp"))
-        for parameter in own:
-            gradient = parameter.grad.to_local() if isinstance(parameter.grad, DTensor) else parameter.grad
-            received = torch.empty_like(gradient)
-            peer = others[ends[1] if self._place == ends[0] else ends[0]]
-            exchange = [dist.P2POp(dist.isend, gradient.clone(), peer), dist.P2POp(dist.irecv, received, peer)]
-            for work in dist.batch_isend_irecv(exchange):
-                work.wait()
-            gradient.add_(received)
+    def losses(self, first: Tensor, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """Compute each token's loss without gradients; every rank calls it.
 
+        Args:
+            first: as in `run`, likewise batch.
+            batch: what all stages are given.
 
-def _mean(losses: Tensor, _: Tensor) -> Tensor:
-    return losses.mean()
+        Returns:
+            ``[b, s]`` on the rank of the last stage; `None` on others.
+
+        Raises:
+            ParallelError: the batch does not divide.
+        """
+        found: Tensor | None = self._step(self._schedule.eval, first, batch, [])
+        return found if self._is_last else None
+
+    def _step(self, step: Any, first: Tensor, batch: Mapping[str, Tensor], losses: list[Tensor]) -> Any:
+        if len(first) % self.microbatches:
+            raise ParallelError(
+                f"a batch of {len(first)} sequences does not divide into {self.microbatches} parts.",
+                hint=f"a batch that is a multiple of {self.microbatches}, or other microbatches",
+                batch_size=len(first),
+                microbatches=self.microbatches,
+            )
+        received = (first,) if self._place == 0 else ()
+        # Losses are all that there is: torch wants a target all the same.
+        return step(*received, **batch, target=first if self._is_last else None, losses=losses)
+
+    def _mean(self, losses: Tensor, _: Tensor) -> Tensor:
+        return losses.mean() * self._weight

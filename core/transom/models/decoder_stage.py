@@ -69,21 +69,22 @@ class DecoderStage(ShardedModule):
         self.loss: Any = decoder.loss if stage.post_process else None
         self.is_tied = is_tied
 
-    def forward(self, x: Tensor, *, labels: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, labels: Tensor, input_pos: Tensor | None = None) -> Tensor:
         """Run the stage.
 
         Args:
             x: token ids ``[b, s]`` on the first stage; on others the hidden states ``[b, s, h]`` of the stage before.
             labels: ids ``[b, s]``, which the last stage reads; -100 = no loss.
+            input_pos: of the tokens, ``[b, s]``; `None` = 0 ... s-1.
 
         Returns:
             hidden states ``[b, s, h]``; of the last stage each token's loss ``[b, s]``.
         """
-        hidden = self.embedding(x) if self.pre_process else x
+        hidden = self.embedding(x, input_pos) if self.pre_process else x
         (stack,) = self._stack
         stack.train(self.training)
         mask = AttentionMask(causal=True, alibi_slopes=self.alibi_slopes)  # type: ignore[arg-type]
-        hidden = stack.run_layers(hidden, mask=mask)
+        hidden = stack.run_layers(hidden, mask=mask, positions=input_pos)
         return self._losses(hidden, labels) if self.final_layernorm is not None else hidden
 
     def shared(self) -> Iterator[tuple[str, nn.Parameter]]:

@@ -7,7 +7,10 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["START", "TrainSpec"]
+__all__ = ["START", "ScheduleName", "TrainSpec"]
+
+ScheduleName = Literal["gpipe", "1f1b", "interleaved", "zero_bubble"]
+"""How a pipeline orders the forward and backward passes of the parts of a batch."""
 
 START = 0
 """The id with which everything begins that is written by a model which learned by span corruption."""
@@ -23,12 +26,18 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         mean_span_length: tokens of a span that is cut out, on average.
         data: a text file, a folder of ``*.txt`` and ``*.md``, or token ids (``.npy``, ``.bin``); a list of these; or
             ``"default"``, English text that comes with Python.
+        init_from: a folder whose weights training begins with: of Hugging Face's form, of a run, or a checkpoint; None =
+            weights are drawn.
         tokenizer: ``"bytes"`` (256 ids), or the path of a Hugging Face ``tokenizer.json``.
         token_dtype: of ``.bin`` files, little endian; ``.npy`` files say theirs.
         validation_fraction: share of the tokens, taken from the end, that is never trained on.
         sequence_length: tokens of a training sequence; None = the model's ``max_sequence_length``.
         batch_size: sequences of one forward pass.
         accumulate: forward passes of one step of the optimizer.
+        schedule: of a pipeline, where ranks share the layers: ``"gpipe"``, ``"1f1b"``, ``"interleaved"`` (with virtual
+            stages) or ``"zero_bubble"``; None = interleaved with virtual stages, else 1f1b.
+        microbatches: parts into which a pipeline splits each data-parallel rank's share of ``batch_size``; None = four
+            for each stage, or fewer where that does not divide.
         steps: steps of the optimizer.
         learning_rate: at the end of the warm-up.
         min_learning_rate: at the last step; None = a tenth of ``learning_rate``.
@@ -54,12 +63,15 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     noise_density: float = 0.15
     mean_span_length: float = 3.0
     data: str | tuple[str, ...] = "default"
+    init_from: str | None = None
     tokenizer: str = "bytes"
     token_dtype: Literal["uint16", "uint32"] = "uint16"
     validation_fraction: float = 0.1
     sequence_length: int | None = None
     batch_size: int = 16
     accumulate: int = 1
+    schedule: ScheduleName | None = None
+    microbatches: int | None = None
     steps: int = 1000
     learning_rate: float = 1e-3
     min_learning_rate: float | None = None
@@ -91,6 +103,8 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         density, span = self.noise_density, self.mean_span_length
         _require(0 < density < 1, "noise_density", density, "between 0 and 1, without either")
         _require(1 <= span < math.inf, "mean_span_length", span, "1 or more, and finite")
+        parts = self.microbatches
+        _require(parts is None or parts >= 1, "microbatches", parts, "1 or more")
         length, fraction, low = self.sequence_length, self.validation_fraction, self.min_learning_rate
         _require(length is None or length >= 1, "sequence_length", length, "1 or more")
         _require(0 < fraction < 1, "validation_fraction", fraction, "between 0 and 1, without either")
@@ -103,6 +117,7 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         _require(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "two numbers from 0 to below 1")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "from 0 to 2**63 - 1")
         _require(bool(self.data) and all(self.sources), "data", self.data, 'a path, a list of paths, or "default"')
+        _require(self.init_from != "", "init_from", self.init_from, "a folder with a model, or null")
         _require(bool(self.tokenizer), "tokenizer", self.tokenizer, '"bytes" or the path of a tokenizer.json')
 
     @property

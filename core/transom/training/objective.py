@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, final
+from typing import TYPE_CHECKING, Any, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,22 @@ class Objective(Protocol):
         """
         ...
 
+    def inputs(
+        self, batch: Batch, number: int, device: torch.device, positions: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Give what the stages of a pipeline compute the losses from.
+
+        Args:
+            batch: on the CPU.
+            number: of the batch.
+            device: of the model.
+            positions: as in `losses`.
+
+        Returns:
+            what the first stage starts from, and what every stage is given by name: ``[b, ...]`` each.
+        """
+        ...
+
     @property
     def reserved(self) -> int:
         """How many ids at the vocabulary's end it takes for itself."""
@@ -56,6 +72,14 @@ class NextToken:
         tokens, labels = (part.to(device, non_blocking=True) for part in batch)
         losses: Tensor = model(tokens, labels=labels, **({} if positions is None else {"input_pos": positions}))
         return losses
+
+    def inputs(
+        self, batch: Batch, number: int, device: torch.device, positions: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Give the tokens; and ``labels``, and ``input_pos`` where there are positions."""
+        tokens, labels = (part.to(device, non_blocking=True) for part in batch)
+        placed = {} if positions is None else {"input_pos": positions.expand(len(tokens), -1)}  # [s] -> [b, s]
+        return tokens, {"labels": labels, **placed}
 
 
 @final
@@ -81,6 +105,13 @@ class FillSpans:
         read, written, labels = (part.to(device, non_blocking=True) for part in self.corruption(batch[0], number))
         losses: Tensor = model(read, written, None, None, None, lm_labels=labels)
         return losses
+
+    def inputs(
+        self, batch: Batch, number: int, device: torch.device, positions: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Give what is read; and what is written, as ``decoder_input_ids`` and ``lm_labels``."""
+        read, written, labels = (part.to(device, non_blocking=True) for part in self.corruption(batch[0], number))
+        return read, {"decoder_input_ids": written, "lm_labels": labels}
 
 
 def objective_of(spec: ModelSpec, length: int) -> Objective:
@@ -109,10 +140,14 @@ def objective_of(spec: ModelSpec, length: int) -> Objective:
 def check_objective(spec: ModelSpec, model: nn.Module) -> None:
     """Refuse to teach a model what it cannot learn.
 
+    Args:
+        spec: says what is learned.
+        model: whole, or a stage of a pipeline.
+
     Raises:
         SpecError: an encoder-decoder is to learn the next token, or another model to fill spans.
     """
-    reads = hasattr(model, "encode")
+    reads = hasattr(model, "encode") or "encoder_decoder" in _features(model)
     if reads == (spec.train.objective == "span_corruption"):
         return
     kind, right = ("an encoder-decoder", "span_corruption") if reads else ("no encoder-decoder", "next_token")
@@ -124,3 +159,10 @@ def check_objective(spec: ModelSpec, model: nn.Module) -> None:
         file=spec.source,
         line=spec.lines().get(("train", "objective")),
     )
+
+
+def _features(model: nn.Module) -> frozenset[str]:
+    """Give what the card of a planned model declares; of one that was not planned, nothing."""
+    planned: Any = getattr(model, "plan", None)
+    card = None if planned is None else planned.root.resolution.chosen.card
+    return frozenset() if card is None else frozenset(map(str, card.features))

@@ -13,7 +13,6 @@ from torch import nn
 
 from transom.checkpoint.manifest import DataPosition, Manifest, read_manifest
 from transom.checkpoint.store import list_checkpoints, open_checkpoint, prune_checkpoints
-from transom.composition import build
 from transom.distributed.launch import restarts
 from transom.errors import DataError
 from transom.specs.load import load_spec
@@ -29,9 +28,10 @@ from transom.training.progress import Reporter, SilentReporter
 from transom.training.randomness import seeded_generators
 from transom.training.run_folder import RunFolder
 from transom.training.settings import check_same_run, located, sequence_length, with_settings
-from transom.training.team import Team, sizes_of_run, split_over, team_of
+from transom.training.team import Team, team_of
 from transom.training.tensorboard import open_event_files
 from transom.training.trainer import Trainer
+from transom.training.world import check_pipeline, sizes_of_run, split_over
 
 __all__ = ["RunResult", "train"]
 
@@ -81,6 +81,7 @@ def train(
     lock: str | Path | Lock | None = None,
     lock_mode: Mode = "compatible",
     tp: int | None = None,
+    pp: int | None = None,
     dp: int | None = None,
     cp: int | None = None,
     reporter: Reporter | None = None,
@@ -101,6 +102,7 @@ def train(
         lock: a lock or its file, whose choices are taken, as for `transom.plan`.
         lock_mode: how closely the plan must agree with it.
         tp: ranks that share each layer's weights, of the processes that ``torchrun`` started; `None` = the config's.
+        pp: ranks that share the layers, in a pipeline; `None` = the config's.
         dp: ranks that see other data; `None` = as many as are left. The run is that of one process but for rounding,
             whatever the numbers, and may be resumed with others.
         cp: ranks that share each sequence; `None` = the config's.
@@ -115,7 +117,7 @@ def train(
         KeyboardInterrupt: it was asked to stop; what was done is saved.
     """
     given = load_spec(spec)
-    sizes = sizes_of_run(given.config, tp=tp, dp=dp, cp=cp)
+    sizes = sizes_of_run(given.config, tp=tp, pp=pp, dp=dp, cp=cp)
     with team_of(sizes, device) as team:
         reporter = reporter if reporter and team.is_first else SilentReporter()
         folder = RunFolder(Path("runs") / given.name if out is None else Path(out), writes=team.is_first)
@@ -129,6 +131,7 @@ def train(
             planned = plan(split_over(wanted, sizes), device=device, lock=lock, lock_mode=lock_mode)
             prepared = _prepare(wanted, planned)
             sizes.check_batch(wanted.train.batch_size)
+            check_pipeline(wanted.train, planned.config, sizes)
             sizes.check_sequence(prepared.length, planned.config)
         if sizes.ranks > 1:
             reporter.note(f"{team.describe()}; plan {planned.fingerprint}")
@@ -205,13 +208,7 @@ class _Run:
         self.fingerprint = prepared.split.train.fingerprint()
         with team.agreed():
             team.check(prepared.plan)
-            self.model: nn.Module = build(
-                prepared.plan,
-                seed=self.spec.train.seed,
-                device=device,
-                tp_group=team.tp_group,
-                cp_group=team.cp_group,
-            )
+            self.model: nn.Module = team.built(prepared.plan, self.spec.train.seed, device)
             check_objective(self.spec, self.model)
         self.trainer = Trainer(
             self.model,
@@ -307,7 +304,7 @@ class _Run:
             folder=self.folder.path,
             checkpoint=list_checkpoints(self.folder.checkpoints)[-1],
             curve=self.team.told(self.folder.curve if drawn else None),
-            parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            parameters=self.team.parameters(self.model),
             steps=self.trainer.step,
             tokens=self.trainer.step * self.trainer.tokens_per_step,
             seconds=float(last.get("seconds", 0.0)),

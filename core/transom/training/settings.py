@@ -10,15 +10,19 @@ from typing import Any
 import msgspec
 
 from transom.errors import CheckpointError, SpecError
+from transom.pretrained.tokenizer import tokenizer_file
+from transom.registry.hook_use import HookUse
+from transom.specs.convert import convert
 from transom.specs.spec import ModelSpec
 from transom.specs.use import named
 
-__all__ = ["check_same_run", "located", "sequence_length", "with_settings"]
+__all__ = ["check_same_run", "located", "other_use_of_weights", "sequence_length", "with_settings"]
 
 _KEPT = frozenset(
     {"name", "use"}
-    | {f"train.{name}" for name in ("data", "tokenizer", "token_dtype", "seed", "steps")}
+    | {f"train.{name}" for name in ("data", "init_from", "tokenizer", "token_dtype", "seed", "steps")}
     | {f"train.{name}" for name in ("log_every", "eval_every", "eval_batches", "checkpoint_every", "keep_checkpoints")}
+    | {"train.schedule", "train.microbatches"}
 )
 """Where the spec that a run is resumed with may differ from the run's own, which is kept: what a call may have changed
 when the run began, and how often one looks."""
@@ -30,7 +34,9 @@ def with_settings(
     steps: int | None = None,
     data: str | Sequence[str] | None = None,
     seed: int | None = None,
+    init_from: str | Path | None = None,
     use: Mapping[str, str | Sequence[str]] | None = None,
+    hooks: Sequence[str | Mapping[str, Any]] = (),
 ) -> ModelSpec:
     """Change what a call may change of a spec.
 
@@ -39,7 +45,9 @@ def with_settings(
         steps: in place of ``train.steps``; `None` = unchanged, as for all of them.
         data: in place of ``train.data``.
         seed: in place of ``train.seed``.
+        init_from: in place of ``train.init_from``.
         use: entries added to ``use``, or put in place of its own.
+        hooks: entries after those of ``hooks``: a name each, or ``{hook: name, options: {...}}``.
 
     Returns:
         the spec of the run.
@@ -48,8 +56,9 @@ def with_settings(
         SpecError: a value that the spec may not have.
     """
     given = {"steps": steps, "data": data if data is None or isinstance(data, str) else tuple(data), "seed": seed}
+    given["init_from"] = None if init_from is None else str(init_from)
     changes = {name: value for name, value in given.items() if value is not None}
-    if not changes and not use:
+    if not changes and not use and not hooks:
         return spec
     source = f"{spec.source} with the call's arguments"
     try:
@@ -57,30 +66,54 @@ def with_settings(
     except ValueError as error:
         raise SpecError(f"train: {error}.", asked_by=source, path="train", file=None, line=None) from error
     chains = {slot: name if isinstance(name, str) else list(name) for slot, name in (use or {}).items()}
-    changed = msgspec.structs.replace(spec, train=train, use=spec.use | chains)
+    added = convert(list(hooks), list[str | HookUse], source="the call's arguments", under="hooks")
+    changed = msgspec.structs.replace(spec, train=train, use=spec.use | chains, hooks=[*spec.hooks, *added])
     return changed.with_origin(source, {}, spec.names() | named(use or {}, "the call's arguments"))
 
 
 def located(spec: ModelSpec) -> ModelSpec:
-    """Make the paths of data and tokenizer absolute, so that a run may go on from another working directory.
+    """Make the paths of a run absolute, so that it may go on from another working directory.
 
     Args:
         spec: the user's.
 
     Returns:
-        the spec with absolute paths; what is no file or folder stays as it is written.
+        the spec with absolute paths; what is no file or folder stays as it is written. Where weights of a model with a
+        tokenizer are the start, that is the tokenizer, unless the spec names another.
+
+    Raises:
+        CheckpointError: there is no model in the folder whose weights are the start.
     """
     data = tuple(_absolute(source, built_in="default") for source in spec.train.sources)
+    start = None if spec.train.init_from is None else _absolute(spec.train.init_from, built_in=None)
     tokenizer = _absolute(spec.train.tokenizer, built_in="bytes")
-    if (data, tokenizer) == (spec.train.sources, spec.train.tokenizer):
+    if start is not None and tokenizer == "bytes":
+        tokenizer = str(tokenizer_file(start) or "bytes")
+    changes = {"init_from": start, "tokenizer": tokenizer}
+    if data == spec.train.sources and all(getattr(spec.train, name) == value for name, value in changes.items()):
         return spec
     kept = data[0] if isinstance(spec.train.data, str) else data
-    train = msgspec.structs.replace(spec.train, data=kept, tokenizer=tokenizer)
+    train = msgspec.structs.replace(spec.train, data=kept, **changes)
     return msgspec.structs.replace(spec, train=train).with_origin(spec.source, spec.lines(), spec.names())
 
 
-def _absolute(name: str, built_in: str) -> str:
+def _absolute(name: str, built_in: str | None) -> str:
     return name if name == built_in or not Path(name).exists() else str(Path(name).absolute())
+
+
+def other_use_of_weights(made_for: ModelSpec, spec: ModelSpec) -> list[str]:
+    """Compare the spec that weights were made for with the one that they are the start of.
+
+    Args:
+        made_for: the weights' own.
+        spec: the run's.
+
+    Returns:
+        a line for each field of the configs that differs.
+    """
+    before, now = _flat(made_for), _flat(spec)
+    differing = sorted(p for p in before.keys() & now.keys() if "config." in p and before[p] != now[p])
+    return [f"{path} is {now[path]!r}; the weights were made for {before[path]!r}" for path in differing]
 
 
 def sequence_length(spec: ModelSpec) -> int:

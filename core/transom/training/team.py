@@ -7,36 +7,37 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, final
 
-import msgspec
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from transom.checkpoint.store import Checkpoint, save_checkpoint
-from transom.composition import check_ranks
+from transom.composition import build, build_stages, check_ranks
 from transom.distributed.agreement import together, told_by_first
 from transom.distributed.data_parallel import shard_over_data
 from transom.distributed.gradients import GradientNorm, sum_partial_gradients
-from transom.distributed.launch import as_one_of, launched
+from transom.distributed.launch import as_one_of
 from transom.distributed.mesh import ParallelMesh
+from transom.distributed.pipeline import Pipeline
 from transom.distributed.restore import load_sharded_training
 from transom.distributed.saver import BackgroundSaver
+from transom.distributed.schedule import microbatches_of, schedule_of
 from transom.distributed.sizes import ParallelSizes
+from transom.distributed.stages import RankStages
 from transom.distributed.store import ShardedState
-from transom.errors import ParallelError
+from transom.training.passes import Passes, PipelinedPasses, WholePasses
 from transom.transformer.collectives import Ranks
 from transom.transformer.context_parallel import ContextShare
 
 if TYPE_CHECKING:
     from transom.checkpoint.manifest import Manifest
     from transom.specs.plan import Plan
-    from transom.specs.spec import ModelSpec
     from transom.specs.train_spec import TrainSpec
+    from transom.training.objective import Objective
     from transom.training.sampler import Batch
-    from transom.transformer.transformer_config import TransformerConfig
 
-__all__ = ["Alone", "RankTeam", "Team", "sizes_of_run", "split_over", "team_of"]
+__all__ = ["Alone", "RankTeam", "Team", "team_of"]
 
 
 class Team(Protocol):
@@ -45,16 +46,6 @@ class Team(Protocol):
     @property
     def is_first(self) -> bool:
         """Whether it is this one that reports, and writes what is common to all."""
-        ...
-
-    @property
-    def tp_group(self) -> dist.ProcessGroup | None:
-        """Those who share each layer's weights with this one."""
-        ...
-
-    @property
-    def cp_group(self) -> dist.ProcessGroup | None:
-        """Those who share each sequence with this one."""
         ...
 
     def describe(self) -> str:
@@ -77,16 +68,30 @@ class Team(Protocol):
         """Whether it is so for one of them."""
         ...
 
+    def built(self, plan: Plan, seed: int, device: str) -> nn.Module:
+        """Build what this one has of a model, with the weights of one seed."""
+        ...
+
     def take_over(self, model: nn.Module, settings: TrainSpec) -> None:
         """Split a model that was built, before it has an optimizer."""
         ...
 
-    def share(self, batch: Batch) -> Batch:
-        """Give this one's sequences of a batch, or its tokens of them."""
+    def passes(
+        self, model: nn.Module, objective: Objective, settings: TrainSpec, length: int, device: torch.device
+    ) -> Passes:
+        """Say how forward and backward run over a model that was taken over, with sequences of a length."""
         ...
 
-    def positions(self, length: int) -> Tensor | None:
-        """Say where this one's tokens are in sequences of a length; `None` = they are all there."""
+    def parameters(self, model: nn.Module) -> int:
+        """Count the numbers that are trained, of all together."""
+        ...
+
+    def rows(self, count: int, full: int) -> int:
+        """Say to how many sequences a batch must be filled up that has fewer than a full one."""
+        ...
+
+    def share(self, batch: Batch) -> Batch:
+        """Give this one's sequences of a batch, or its tokens of them."""
         ...
 
     def mean(self, loss: Tensor) -> Tensor:
@@ -132,8 +137,6 @@ class Alone:
     """
 
     is_first = True
-    tp_group = None
-    cp_group = None
 
     def describe(self) -> str:
         """Say that it is alone."""
@@ -154,16 +157,30 @@ class Alone:
         """Give it back."""
         return flag
 
+    def built(self, plan: Plan, seed: int, device: str) -> nn.Module:
+        """Build it whole."""
+        return build(plan, seed=seed, device=device)
+
     def take_over(self, model: nn.Module, settings: TrainSpec) -> None:
         """Leave the model whole."""
+
+    def passes(
+        self, model: nn.Module, objective: Objective, settings: TrainSpec, length: int, device: torch.device
+    ) -> Passes:
+        """Run it whole."""
+        return WholePasses(model, objective, device, settings.precision, delayed=_delays(model))
+
+    def parameters(self, model: nn.Module) -> int:
+        """Count them."""
+        return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+    def rows(self, count: int, full: int) -> int:
+        """Leave a batch as it is."""
+        return count
 
     def share(self, batch: Batch) -> Batch:
         """Give all of it."""
         return batch
-
-    def positions(self, length: int) -> Tensor | None:
-        """Say that all are there."""
-        return None
 
     def mean(self, loss: Tensor) -> Tensor:
         """Give it back."""
@@ -212,7 +229,6 @@ class RankTeam:
     def __init__(self, mesh: ParallelMesh) -> None:
         self.mesh = mesh
         self.is_first = dist.get_rank() == 0
-        self.tp_group, self.cp_group = mesh.tp_group, mesh.cp_group
         self._context = ContextShare(Ranks.of(mesh.cp_group))
         self._group = dist.group.WORLD
         self._saver = BackgroundSaver(mesh)
@@ -242,16 +258,64 @@ class RankTeam:
         dist.all_reduce(told, dist.ReduceOp.MAX)
         return bool(told)
 
+    def built(self, plan: Plan, seed: int, device: str) -> nn.Module:
+        """Build this rank's share of every layer, or of those of its stages."""
+        mesh = self.mesh
+        if mesh.sizes.pp == 1:
+            return build(plan, seed=seed, device=device, tp_group=mesh.tp_group, cp_group=mesh.cp_group)
+        stages = build_stages(
+            plan,
+            place=mesh.place("pp"),
+            seed=seed,
+            device=device,
+            tp_group=mesh.tp_group,
+            cp_group=mesh.cp_group,
+        )
+        model = RankStages(stages, mesh)
+        model.__dict__["plan"] = stages[0].plan
+        return model
+
     def take_over(self, model: nn.Module, settings: TrainSpec) -> None:
         """Split the model over the ranks that see other tokens, and draw random numbers of this rank's own from now."""
         sizes, place = self.mesh.sizes, self.mesh.place
         plan: Any = model.plan  # set by transom.build
-        shard_over_data(model, self.mesh, precision=settings.precision)
+        for part in model.stages if isinstance(model, RankStages) else [model]:
+            shard_over_data(part, self.mesh, precision=settings.precision)
         self._norm = GradientNorm(model, self.mesh)
-        # Where ranks hold different tokens, they must drop different elements.
-        data = place("dp") * sizes.cp + place("cp")
+        # Where ranks hold different tokens or layers, they must drop different elements.
+        data = (place("pp") * sizes.dp + place("dp")) * sizes.cp + place("cp")
         self._stream = 1 + data * sizes.tp + (place("tp") if plan.config.sequence_parallel else 0)
         torch.manual_seed(_mixed(settings.seed, 0, self._stream))
+
+    def passes(
+        self, model: nn.Module, objective: Objective, settings: TrainSpec, length: int, device: torch.device
+    ) -> Passes:
+        """Run it whole, or in a pipeline of ranks with all of its layers."""
+        positions = None if self.mesh.sizes.cp == 1 else self._context.positions(length, device)
+        if not isinstance(model, RankStages):
+            delayed = _delays(model)
+            return WholePasses(model, objective, device, settings.precision, positions=positions, delayed=delayed)
+        sizes = self.mesh.sizes
+        pipeline = Pipeline(
+            model,
+            self.mesh,
+            microbatches=microbatches_of(settings.microbatches, settings.batch_size // sizes.dp, sizes.pp),
+            schedule=schedule_of(settings.schedule, len(model.stages)),
+        )
+        return PipelinedPasses(pipeline, objective, device, settings.precision, positions=positions)
+
+    def parameters(self, model: nn.Module) -> int:
+        """Count those of all stages, each once."""
+        copies = {id(copy) for copy in model.copies()} if isinstance(model, RankStages) else set()
+        own = sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) not in copies)
+        count = torch.tensor(own)
+        dist.all_reduce(count, group=self.mesh.group("pp"))
+        return int(count)
+
+    def rows(self, count: int, full: int) -> int:
+        """Fill a batch up to as many for each data-parallel rank; those of a pipeline have one shape."""
+        ranks = self.mesh.sizes.dp
+        return full if self.mesh.sizes.pp > 1 else -(-count // ranks) * ranks
 
     def share(self, batch: Batch) -> Batch:
         """Give this data-parallel rank's sequences, and of them this context-parallel rank's tokens."""
@@ -259,22 +323,24 @@ class RankTeam:
         tokens, labels = (self._context.of(part.tensor_split(ranks)[place]) for part in batch)
         return tokens, labels
 
-    def positions(self, length: int) -> Tensor | None:
-        """Say where this context-parallel rank's tokens are."""
-        return None if self.cp_group is None else self._context.positions(length)
-
     def mean(self, loss: Tensor) -> Tensor:
         """Average over the ranks that see other tokens, of which each sees as many."""
-        return self.total(loss.clone()) / self.mesh.sizes.data
+        mean = loss / self.mesh.sizes.data
+        dist.all_reduce(mean, group=self.mesh.data.get_group())
+        return mean
 
     def total(self, numbers: Tensor) -> Tensor:
-        """Add up over the ranks that see other tokens."""
+        """Add up over the ranks that see other tokens, of which those with a model's end have measured something."""
         dist.all_reduce(numbers, group=self.mesh.data.get_group())
+        if self.mesh.sizes.pp > 1:
+            dist.all_reduce(numbers, group=self.mesh.group("pp"))
         return numbers
 
     def clip(self, model: nn.Module, largest: float) -> Tensor:
         """Sum what ranks computed in parts, and bound the norm over all of them."""
         assert self._norm is not None
+        if isinstance(model, RankStages):
+            model.sum_shared_gradients()
         sum_partial_gradients(model, self.mesh)
         return self._norm.clip(largest)
 
@@ -319,39 +385,9 @@ def team_of(sizes: ParallelSizes, device: str) -> Iterator[Team]:
         yield RankTeam(mesh)
 
 
-def sizes_of_run(
-    config: TransformerConfig, *, tp: int | None = None, dp: int | None = None, cp: int | None = None
-) -> ParallelSizes:
-    """Say how the processes that ``torchrun`` started share the work.
-
-    Args:
-        config: says tp and cp where they are not given.
-        tp: ranks that share each layer's weights.
-        dp: ranks that see other data; `None` = as many as are left.
-        cp: ranks that share each sequence.
-
-    Raises:
-        ParallelError: that makes more or fewer ranks than were started, or the config asks for what is not trained.
-    """
-    for field in ("pipeline_model_parallel_size",):
-        if getattr(config, field) > 1:
-            raise ParallelError(
-                f"{field} is {getattr(config, field)}; runs share weights, sequences and data alone.",
-                asked_by=f"config.{field}",
-                hint=f"{field}: 1",
-                field=field,
-            )
-    tp, cp = tp or config.tensor_model_parallel_size, cp or config.context_parallel_size
-    return ParallelSizes.of_world(launched(), tp=tp, dp=dp, cp=cp)
-
-
-def split_over(spec: ModelSpec, sizes: ParallelSizes) -> ModelSpec:
-    """Give the spec of one rank's model; the run's own stays that of the whole."""
-    has = {"tensor_model_parallel_size": sizes.tp, "context_parallel_size": sizes.cp}
-    if all(getattr(spec.config, name) == size for name, size in has.items()):
-        return spec
-    config = spec.config.replace(**has)
-    return msgspec.structs.replace(spec, config=config).with_origin(spec.source, {})
+def _delays(model: nn.Module) -> bool:
+    planned = getattr(model, "plan", None)
+    return planned is not None and planned.config.delay_wgrad_compute
 
 
 def _mixed(*numbers: int) -> int:

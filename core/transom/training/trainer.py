@@ -15,7 +15,6 @@ from transom.training.optimizer import make_optimizer
 from transom.training.sampler import Batch, SequenceSampler, validation_batches
 from transom.training.schedule import learning_rate
 from transom.training.team import Alone
-from transom.transformer.auxiliary_loss import auxiliary_share
 
 if TYPE_CHECKING:
     from transom.specs.train_spec import TrainSpec
@@ -73,8 +72,7 @@ class Trainer:
         self.team: Team = team or Alone()
         self.team.take_over(model, settings)
         self.device = torch.device(device)
-        positions = self.team.positions(sequence_length)
-        self.positions = None if positions is None else positions.to(self.device)
+        self.passes = self.team.passes(model, self.objective, settings, sequence_length, self.device)
         self.optimizer = make_optimizer(model, settings)
         self.sampler = SequenceSampler(split.train, sequence_length, settings.batch_size, settings.seed)
         self.step = 0
@@ -125,22 +123,21 @@ class Trainer:
         for i in range(self.settings.accumulate):
             number = self.step * self.settings.accumulate + i
             batch = self.team.share(self.sampler.batch(number))
-            with auxiliary_share(1 / self.settings.accumulate):  # backward may compute parts of the model again
-                loss = self._losses(batch, number).mean() / self.settings.accumulate
-                loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
+            total += self.passes.train(batch, number, self.settings.accumulate)
         return self.team.mean(total)
 
     def _own_losses(self, batch: Batch) -> Tensor:
-        """Give the losses of this one's share of a batch."""
-        tokens, labels = self.team.share(batch)
-        own = len(tokens)  # none: it takes part in the computation all the same, since others wait for it
-        losses = self._losses((tokens, labels) if own else (batch[0][:1], batch[1][:1]), _VALIDATION)
-        return losses[:own].flatten()
-
-    def _losses(self, batch: Batch, number: int) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
-            return self.objective.losses(self.model, batch, number, self.device, self.positions)
+        """Give the losses of this one's share of a batch, ``[tokens]``."""
+        tokens, labels = batch
+        # Others wait for those who have none: the first sequence fills the batch up, and is not counted again.
+        missing = self.team.rows(len(tokens), self.settings.batch_size) - len(tokens)
+        filled = _filled_up(tokens, missing), _filled_up(labels, missing)
+        counted = torch.arange(len(tokens) + missing) < len(tokens)
+        losses = self.passes.losses(self.team.share(filled), _VALIDATION)
+        if losses is None:
+            return torch.empty(0, device=self.device)
+        kept, _ = self.team.share((counted[:, None].expand(-1, self.sampler.length),) * 2)
+        return losses[kept[:, 0].to(losses.device)].flatten()
 
     def _validation_batches(self) -> list[Batch]:
         settings = self.settings
@@ -148,3 +145,7 @@ class Trainer:
             self.split.validation, self.sampler.length, settings.batch_size, settings.eval_batches
         )
         return list(batches)
+
+
+def _filled_up(part: Tensor, missing: int) -> Tensor:
+    return torch.cat([part, part[:1].expand(missing, -1)]) if missing else part

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, final
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-__all__ = ["DelayedLinear"]
+__all__ = ["DelayedLinear", "add_delayed_gradients"]
 
 
 @final
@@ -44,6 +44,21 @@ class DelayedLinear:
             gradient = grad.flatten(0, -2).T @ x.flatten(0, -2)  # [out, tokens] @ [tokens, in]
             weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
         self._put_off.clear()
+
+
+def add_delayed_gradients(model: nn.Module) -> None:
+    """Let every linear of a model add the weight gradient that it has put off; those without one do nothing.
+
+    Args:
+        model: after a backward pass, or several.
+
+    Example:
+        >>> add_delayed_gradients(nn.Linear(2, 3))
+    """
+    for module in model.modules():
+        add = getattr(module, "backward_dw", None)
+        if callable(add):
+            add()
 
 
 class _LinearWithoutWeightGradient(torch.autograd.Function):
