@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 from torch import nn
@@ -10,6 +11,7 @@ from transom import override, plan
 from transom.cli.main import main
 from transom.specs.page import render_page
 from transom.specs.render import render_plan
+from transom.specs.world import World
 
 
 def test_plan_prints_the_plan(capsys):
@@ -92,7 +94,8 @@ def test_plan_shows_what_each_of_many_ranks_has(capsys):
     assert "4096 ranks: tensor-parallel 8, pipeline 16, data-parallel 32" in out
     assert main(["plan", "llama-405b-shape", "--world", "tp=8,pp=16,dp=32", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
-    assert data["world"] == {"tp": 8, "pp": 16, "dp": 32, "zero": 0, "vpp": 1, "layout": None}
+    assert data["world"] == asdict(World(tp=8, pp=16, dp=32))
+    assert data["step"]["passes"] == 16
     assert data["cut"] == {
         "pipeline_model_parallel_size": 16,
         "account_for_embedding_in_pipeline_split": True,
@@ -100,6 +103,23 @@ def test_plan_shows_what_each_of_many_ranks_has(capsys):
     }
     assert [stage["layers"] for stage in data["stages"]][:2] == [[[0, 7]], [[7, 15]]]
     assert data["stages"][1]["parameters"] == 8 * (16384 * (18432 + 16384 + 3 * 53248) // 8 + 2 * 16384)
+    assert data["stages"][1]["shapes"]["layers.7.mlp.linear_fc1.weight"] == {
+        "computes_with": [2, 6656, 16384],
+        "holds": [2, 6656, 512],
+    }
+    said = {(each["axis"], each["what"]): each["calls"] for each in data["stages"][1]["communication"]}
+    assert said["tp", "row linears"] == 16 * 2 * 8
+    assert data["stages"][1]["activations"] > data["stages"][2]["activations"]
+
+
+@pytest.mark.parametrize("arguments", [["--mode", "infer", "--world", "tp=2"], ["--world", "tp=2,zero=0"]], ids=str)
+def test_plan_tells_no_exchanges_of_what_does_not_train_so(capsys, arguments):
+    assert main(["plan", "tiny-llama", *arguments]) == 0
+    assert "In a step" not in capsys.readouterr().out
+    assert main(["plan", "tiny-llama", *arguments, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert "step" not in data
+    assert "communication" not in data["stages"][0]
 
 
 def test_plan_refuses_a_world_that_does_not_fit(capsys):
