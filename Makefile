@@ -3,6 +3,7 @@
 #   make test                     every test, with coverage
 #   make test-gpu                 on a CUDA machine: what is there of the GPU packages, and a table of what ran
 #   make bench                    compare speed with a hand-written model and other libraries; writes docs/benchmarks
+#   make bench ARGS="--only t5"   a part of it: ARGS=--help tells which there are
 #   make PYTHON=python3.12 test   with another Python (3.11 or newer; remove .venv first)
 
 PYTHON ?= python3
@@ -63,4 +64,4 @@ docs: .venv/installed docs/conf.py
 	@touch $@
 
 bench: .venv-bench/installed
-	.venv-bench/bin/python tests/benchmarks/model_figures.py --out docs/benchmarks
+	PYTHONPATH=tests .venv-bench/bin/python -m benchmarks $(ARGS)

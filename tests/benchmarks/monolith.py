@@ -27,7 +27,7 @@ class Shape:
         ffn: inner width of the gated MLP.
         length: longest sequence.
         base: of the rotary angles.
-        eps: of the norms.
+        eps: of the norms; small, because x-transformers' have none.
     """
 
     vocab: int = 8192
@@ -38,7 +38,7 @@ class Shape:
     ffn: int = 1408
     length: int = 2048
     base: float = 10000.0
-    eps: float = 1e-5
+    eps: float = 1e-8
 
     @property
     def head_size(self) -> int:
@@ -91,24 +91,23 @@ class Monolith(nn.Module):
         self.register_buffer("sin", angles.sin().repeat(1, 2), persistent=False)
         self.caches: list[tuple[Tensor, Tensor]] | None = None
 
-    def forward(self, tokens: Tensor, labels: Tensor | None = None, start: int = 0) -> Tensor:
+    def forward(self, tokens: Tensor, labels: Tensor | None = None, start: int = 0, last_only: bool = False) -> Tensor:
         """Map ids ``[b, s]`` to logits ``[b, s, v]``, or with labels to the mean loss."""
         stop = start + tokens.shape[1]
         x = self.embedding(tokens)
         cos, sin = self.cos[start:stop].to(x.dtype), self.sin[start:stop].to(x.dtype)
         for i, block in enumerate(self.blocks):
             x = block(x, cos, sin, self.caches[i] if self.caches else None, start)
+        x = x[:, -1:] if last_only else x
         logits = self.head(F.rms_norm(x, (self.shape.hidden,), self.norm, self.shape.eps))
         if labels is None:
             return logits
         return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
 
-    def setup_caches(self, batch: int) -> None:
-        shape, like = self.shape, self.norm
-        size = (batch, shape.groups, shape.length, shape.head_size)
-        self.caches = [
-            (torch.zeros(size, dtype=like.dtype), torch.zeros(size, dtype=like.dtype)) for _ in range(shape.layers)
-        ]
+    def setup_caches(self, batch: int, length: int) -> None:
+        """Make room for so many rows of so many tokens."""
+        size = (batch, self.shape.groups, length, self.shape.head_size)
+        self.caches = [(self.norm.new_zeros(size), self.norm.new_zeros(size)) for _ in self.blocks]
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> Monolith:

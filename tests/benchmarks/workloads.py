@@ -1,123 +1,108 @@
-"""What is run: forward, training step, prefill and decoding, each as one repetition for each contender."""
+"""What is run: one repetition for each contender, which gives what it computed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
-from contenders import Contender, Step
-from monolith import Monolith, Shape
 from torch import Tensor
 
+from benchmarks.contenders.contender import Contender
+from benchmarks.measure import Step
+from benchmarks.monolith import Monolith
+from benchmarks.monolith_t5 import MonolithT5
 
-@dataclass(frozen=True)
-class Sizes:
-    """How large the workloads are.
+__all__ = ["decoding", "inferring", "products", "random_ids", "t5_products", "training", "weights_read"]
 
-    Args:
-        batch: rows of forward and training step.
-        length: tokens of each.
-        prompt: tokens that decoding begins with.
-        new_tokens: that it adds.
-    """
+_AGREED = 8
+"""Tokens that must be the same: after more, two nearly equal logits may be rounded apart."""
 
-    batch: int = 2
-    length: int = 512
-    prompt: int = 64
-    new_tokens: int = 32
+Product = tuple[Tensor, int]
+"""A weight, and for how many rows it is read at once."""
 
 
-Workload = Callable[[Sequence[Contender], Shape, Sizes], Mapping[str, Step]]
+def random_ids(vocab: int, b: int, s: int, device: str = "cpu") -> Tensor:
+    """Draw ids ``[b, s]``, always the same."""
+    return torch.randint(0, vocab, (b, s), generator=torch.Generator().manual_seed(0)).to(device)
 
 
-def forward(contenders: Sequence[Contender], shape: Shape, sizes: Sizes) -> dict[str, Step]:
-    """Logits of a batch, without gradients, in evaluation mode."""
-    ids = _ids(shape, sizes.batch, sizes.length)
-    return {each.name: _inferring(each, ids) for each in contenders}
+def inferring(contender: Contender, ids: Tensor) -> Step:
+    """Logits (or hidden states) of a batch, without gradients, in evaluation mode."""
 
-
-def prefill(contenders: Sequence[Contender], shape: Shape, sizes: Sizes) -> dict[str, Step]:
-    """One row of four times the length: what a long prompt takes."""
-    ids = _ids(shape, 1, min(4 * sizes.length, shape.length))
-    return {each.name: _inferring(each, ids) for each in contenders}
-
-
-def training_step(contenders: Sequence[Contender], shape: Shape, sizes: Sizes) -> dict[str, Step]:
-    """Loss, gradients and a step of AdamW."""
-    ids = _ids(shape, sizes.batch, sizes.length)
-    return {each.name: _training(each, ids) for each in contenders}
-
-
-def decode(contenders: Sequence[Contender], shape: Shape, sizes: Sizes) -> dict[str, Step]:
-    """Greedy tokens of one row over a cache, its prompt included."""
-    return _decoding(contenders, shape, sizes, 1) | {"weights read": _weights_read(contenders, shape, sizes)}
-
-
-def decode_eight(contenders: Sequence[Contender], shape: Shape, sizes: Sizes) -> dict[str, Step]:
-    """Greedy tokens of eight rows over a cache, their prompts included."""
-    return _decoding(contenders, shape, sizes, 8)
-
-
-WORKLOADS: Mapping[str, Workload] = {
-    "forward": forward,
-    "training step": training_step,
-    "prefill": prefill,
-    "decode, 1 row": decode,
-    "decode, 8 rows": decode_eight,
-}
-
-
-def _ids(shape: Shape, b: int, s: int) -> Tensor:
-    return torch.randint(0, shape.vocab, (b, s), generator=torch.Generator().manual_seed(0))
-
-
-def _inferring(contender: Contender, ids: Tensor) -> Step:
-    def step() -> None:
+    def step() -> Tensor:
         contender.module.eval()
         with torch.inference_mode():
-            contender.logits(ids)
+            result = contender.logits(ids)
         contender.module.train()
+        return result
 
     return step
 
 
-def _training(contender: Contender, ids: Tensor) -> Step:
-    labels = ids.roll(-1, dims=1)
-    optimizer: torch.optim.Optimizer | None = None
+def training(contender: Contender, ids: Tensor) -> Step:
+    """Loss, gradients and a step of AdamW.
 
-    def step() -> None:
-        nonlocal optimizer
-        if optimizer is None:
-            optimizer = torch.optim.AdamW(contender.module.parameters(), lr=1e-5)
-        contender.loss(ids, labels).backward()
+    The learning rate is 0, which saves no work: weights stay those that were compared.
+    """
+    loss_of, labels = contender.loss, ids.roll(-1, dims=1)
+    assert loss_of is not None
+    optimizer = torch.optim.AdamW(contender.module.parameters(), lr=0.0)
+
+    def step() -> Tensor:
+        loss = loss_of(ids, labels)
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        return loss.detach()
 
     return step
 
 
-def _decoding(contenders: Sequence[Contender], shape: Shape, sizes: Sizes, rows: int) -> dict[str, Step]:
-    prompt = _ids(shape, rows, sizes.prompt)
-    return {each.name: each.decoding(prompt, sizes.new_tokens) for each in contenders if each.decoding is not None}
+def decoding(contender: Contender, prompt: Tensor, count: int, *, compares: bool = True) -> Step:
+    """Greedy tokens over a cache, the prompt's forward included."""
+    decode = contender.decoding(prompt, count)
+
+    def step() -> Tensor | None:
+        contender.module.eval()
+        tokens = decode()
+        contender.module.train()
+        return tokens[:, :_AGREED].double() if compares else None
+
+    return step
 
 
-def _weights_read(contenders: Sequence[Contender], shape: Shape, sizes: Sizes) -> Step:
-    """Make the bare sequence of matrix products of one token, once for each: less cannot be done."""
-    (model,) = (each.module for each in contenders if isinstance(each.module, Monolith))
-    weights = [
-        w
-        for block in model.blocks
-        for w in (block.qkv.weight, block.out.weight, block.gate_up.weight, block.down.weight)
-    ]
-    weights.append(model.head.weight)
-    inputs = [torch.ones(1, weight.shape[1], dtype=weight.dtype) for weight in weights]
+def weights_read(products: Iterable[Product], times: int) -> Step:
+    """Make the bare sequence of matrix products that so many steps cannot do without."""
+    pairs = [(torch.ones(rows, weight.shape[1], dtype=weight.dtype), weight) for weight, rows in products]
+    inputs = [(x.to(weight.device), weight) for x, weight in pairs]
 
     def step() -> None:
         with torch.inference_mode():
-            for _ in range(sizes.new_tokens):
-                for x, weight in zip(inputs, weights, strict=True):
+            for _ in range(times):
+                for x, weight in inputs:
                     F.linear(x, weight)
 
     return step
+
+
+def products(contenders: Sequence[Contender], rows: int) -> list[Product]:
+    """Give the products of one token for each of so many rows."""
+    (model,) = (each.module for each in contenders if isinstance(each.module, Monolith))
+    weights: list[Tensor] = []
+    for block in model.blocks:
+        weights += [block.qkv.weight, block.out.weight, block.gate_up.weight, block.down.weight]
+    return [(weight, rows) for weight in [*weights, model.head.weight]]
+
+
+def t5_products(contenders: Sequence[Contender], rows: int) -> list[Product]:
+    """Likewise, of the decoder of a T5."""
+    (model,) = (each.module for each in contenders if isinstance(each.module, MonolithT5))
+    weights: list[Tensor] = []
+    for layer in model.decoder:
+        weights += [layer.qkv.weight, layer.out.weight, layer.cross_query.weight, layer.cross_out.weight]
+        weights += [layer.gate_up.weight, layer.down.weight]
+    return [(weight, rows) for weight in [*weights, model.head.weight]]
+
+
+StepOf = Callable[[Contender], Step]

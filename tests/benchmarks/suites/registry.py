@@ -1,29 +1,31 @@
 """What the registry costs: scanning, importing, listing, planning, and (nothing) in every forward.
 
-Run it by hand: ``python tests/benchmarks/registry_figures.py``. It prints tables in Markdown. Times are those of
-the processor, minima of several runs that take turns, so that a busy machine disturbs them little. stevedore is
-compared where it is installed (``pip install --group bench``).
+stevedore is compared where it is installed. The numbers of distributions are those of a directory made for this.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+
+import torch
+import transom
+
+from benchmarks.by_hand import by_hand
+from benchmarks.settings import Settings
+from benchmarks.suites.timing import timed
+from benchmarks.table import ONLY, Table
+
+__all__ = ["registry"]
 
 SIZES = (100, 500, 2000)
-RUNS = 5
 _TIMED = """
 import json, sys, time
 {before}
@@ -60,7 +62,7 @@ SCANNERS = {
 """What is run before the clock starts, and what is timed. All read the whole path."""
 
 
-def make_site(root: Path, size: int) -> None:
+def _make_site(root: Path, size: int) -> None:
     """Install distributions: every second has scripts, every hundredth fills the slot ``norm``."""
     for number in range(size):
         info = root / f"bench_{number}-1.0.dist-info"
@@ -77,7 +79,7 @@ def make_site(root: Path, size: int) -> None:
             (info / "entry_points.txt").write_text(lines)
 
 
-def run(code: str, site: Path | None = None, *arguments: str) -> str:
+def _run(code: str, site: Path | None = None, *arguments: str) -> str:
     """Run code in a fresh interpreter that sees a directory of distributions first."""
     cache = {} if site is None else {"PYTHONPATH": str(site), "XDG_CACHE_HOME": str(site.parent / "cache")}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **cache}
@@ -85,18 +87,33 @@ def run(code: str, site: Path | None = None, *arguments: str) -> str:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
 
-def scanning() -> Iterator[tuple[str, ...]]:
+def registry(asked: Settings) -> Iterator[Table]:
+    """Measure it part by part."""
+    yield _scanning(asked)
+    yield _starting(asked)
+    yield _planning(asked)
+    yield from _calling(asked)
+
+
+def _scanning(asked: Settings) -> Table:
     """Time every scanner at every size, in turns; each must find the same entries."""
-    yield ("milliseconds", *(f"{size} distributions" for size in SIZES))
-    times: dict[str, dict[int, list[float]]] = {name: {size: [] for size in SIZES} for name in _scanners()}
+    samples: dict[str, dict[str, list[float]]] = {name: {str(size): [] for size in SIZES} for name in _scanners()}
     with tempfile.TemporaryDirectory() as folder:
         for size in SIZES:
-            make_site(Path(folder) / str(size) / "site", size)
-        for _ in range(RUNS):
-            for name, size in ((name, size) for size in SIZES for name in times):
-                times[name][size].append(_scan_once(name, Path(folder) / str(size) / "site", size))
-    for name, by_size in times.items():
-        yield (name, *(f"{min(by_size[size]) * 1e3:.1f}" for size in SIZES))
+            _make_site(Path(folder) / str(size) / "site", size)
+        for _ in range(asked.rounds):
+            for name, size in ((name, size) for size in SIZES for name in samples):
+                samples[name][str(size)].append(_scan_once(name, Path(folder) / str(size) / "site", size))
+    note = "Time of the processor, in a fresh interpreter each. Every second distribution has scripts, every hundredth fills a slot."
+    return Table(
+        name="scan what is installed",
+        page="registry",
+        unit="s",
+        samples=samples,
+        axis="distributions",
+        note=note,
+        taken=asked.described(),
+    )
 
 
 def _scanners() -> Sequence[str]:
@@ -108,83 +125,68 @@ def _scanners() -> Sequence[str]:
 
 
 def _scan_once(name: str, site: Path, size: int) -> float:
-    before, timed = SCANNERS[name]
-    seconds, found = json.loads(run(_TIMED.format(before=before, timed=timed), site).splitlines()[-1])
+    before, scan = SCANNERS[name]
+    seconds, found = json.loads(_run(_TIMED.format(before=before, timed=scan), site).splitlines()[-1])
     assert found == size // 100, (name, found)
     return float(seconds)
 
 
-def starting() -> Iterator[tuple[str, ...]]:
-    """Time what a user waits for first: the processor's time of whole processes."""
-    yield ("seconds, a process from start to end", "least of 5")
+def _starting(asked: Settings) -> Table:
+    """Time what a user waits for first."""
     commands = {
         "python -c pass": "pass",
         "python -c 'import transom'": "import transom",
         "transom list": "from transom.cli.main import main; main(['list'])",
         "python -c 'import torch'": "import torch",
     }
-    for name, code in commands.items():
-        yield (name, f"{min(_process_time(code) for _ in range(RUNS)):.3f}")
+    samples: dict[str, dict[str, list[float]]] = {name: {ONLY: []} for name in commands}
+    for _ in range(asked.rounds):
+        for name, code in commands.items():
+            samples[name][ONLY].append(_process_time(code))
+    note = "Time of the processor for a process from start to end."
+    return Table(name="start", page="registry", unit="s", samples=samples, note=note, taken=asked.described())
 
 
 def _process_time(code: str) -> float:
     before = os.times()
-    run(code)
+    _run(code)
     after = os.times()
     return after.children_user + after.children_system - before.children_user - before.children_system
 
 
-def planning() -> Iterator[tuple[str, ...]]:
-    """Time plans of 32 and of 126 layers."""
-    import transom
-
-    yield ("plan", "places", "milliseconds, first", "milliseconds, least of 5")
+def _planning(asked: Settings) -> Table:
     small = {"num_layers": 32, "hidden_size": 4096, "num_attention_heads": 32, "num_query_groups": 8}
-    specs = {"32 layers": {"vocab_size": 128_256, "max_sequence_length": 8192, "config": small}}
-    for name, spec in {**specs, "126 layers (llama-405b-shape)": "llama-405b-shape"}.items():
-        times = []
-        for _ in range(RUNS + 1):
-            start = time.process_time()
-            plan = transom.plan(spec, device="meta")
-            times.append((time.process_time() - start) * 1e3)
-        yield (name, str(sum(1 for _ in plan.nodes())), f"{times[0]:.0f}", f"{min(times[1:]):.0f}")
+    spec = {"vocab_size": 128_256, "max_sequence_length": 8192, "config": small}
+    specs = {"32 layers": spec, "126 layers (llama-405b-shape)": "llama-405b-shape"}
+    places = {name: sum(1 for _ in transom.plan(each, device="meta").nodes()) for name, each in specs.items()}
+    steps = {f"{name}, {places[name]} places": partial(_plan, each) for name, each in specs.items()}
+    note = "The first plan of a process also imports torch and the chosen classes; it is not among these."
+    return timed("plan", "registry", steps, asked, tolerance=0.0, base=None, note=note)
 
 
-def by_hand(node: Any) -> Callable[..., Any]:
-    """Compose a plan's classes with nothing but `functools.partial`."""
-    builder = node.resolution.chosen.load()
-    bound: dict[str, Any] = {}
-    if hasattr(builder, "Submodules"):
-        parts = {name: list(map(by_hand, p)) if isinstance(p, tuple) else by_hand(p) for name, p in node.parts.items()}
-        bound["submodules"] = builder.Submodules(**parts)
-    if "request" in inspect.signature(builder).parameters:
-        bound["request"] = node.request
-    return partial(builder, **bound)
+def _plan(spec: object) -> None:
+    transom.plan(spec, device="meta")
 
 
-def calling() -> Iterator[tuple[str, ...]]:
+def _calling(asked: Settings) -> Iterator[Table]:
     """Count the calls of a forward, and time it, for a built model and for the same classes composed by hand."""
-    import torch
-    import transom
-
-    torch.set_num_threads(1)
     model = transom.build("tiny-llama", seed=0).eval()
     hand = by_hand(model.plan.root)(model.plan.config).eval()
     hand.load_state_dict(model.state_dict())
+    models = {"composed by hand": hand, "transom.build": model}
     tokens = torch.arange(16).reshape(1, 16)
-    models = {"transom.build": model, "composed by hand": hand}
-    times: dict[str, list[float]] = {name: [] for name in models}
+
+    def many(each: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        with torch.inference_mode():
+            return [each(tokens) for _ in range(20)][-1]
+
+    steps = {name: partial(many, each) for name, each in models.items()}
     with torch.inference_mode():
-        assert torch.equal(model(tokens), hand(tokens))
-        counts = {name: _calls(partial(each, tokens)) for name, each in models.items()}
-        for _ in range(300):
-            for name, each in models.items():
-                start = time.process_time_ns()
-                each(tokens)
-                times[name].append((time.process_time_ns() - start) / 1e3)
-    yield ("one forward of tiny-llama, 16 tokens", "calls", "microseconds, least", "microseconds, median")
-    for name in models:
-        yield (name, str(counts[name]), f"{min(times[name]):.0f}", f"{statistics.median(times[name]):.0f}")
+        counts = {name: {ONLY: [float(_calls(partial(each, tokens)))]} for name, each in models.items()}
+    name = "calls of functions in a forward of tiny-llama, 16 tokens"
+    yield Table(name=name, page="registry", unit="", samples=counts, base="composed by hand")
+    title = "20 forwards of tiny-llama, 16 tokens"
+    yield timed(title, "registry", steps, asked, tolerance=0.0, base="composed by hand")
 
 
 def _calls(action: Callable[[], object]) -> int:
@@ -202,25 +204,3 @@ def _calls(action: Callable[[], object]) -> int:
     finally:
         sys.setprofile(None)
     return count
-
-
-def print_table(rows: Iterator[tuple[str, ...]]) -> None:
-    """Print a table in Markdown, its first row as heading."""
-    for number, row in enumerate(rows):
-        print(f"| {' | '.join(row)} |")
-        if number == 0:
-            print("|---" + "|--:" * (len(row) - 1) + "|")
-    print(flush=True)
-
-
-def main() -> None:
-    """Print everything."""
-    names = ["transom", "torch", "importlib-metadata", "pluggy"]
-    names += ["stevedore"] if any("stevedore" in name for name in _scanners()) else []
-    print(f"Python {platform.python_version()}, {', '.join(f'{name} {version(name)}' for name in names)}\n")
-    for table in (scanning, starting, planning, calling):
-        print_table(table())
-
-
-if __name__ == "__main__":
-    main()

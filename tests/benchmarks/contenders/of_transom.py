@@ -1,0 +1,90 @@
+"""Transom as contenders: with the parts that are named first, and one more for every other part that serves here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import transom
+from torch import Tensor
+from transom.errors import ResolutionError
+from transom.inference.generate import generate
+from transom.inference.settings import GenerationSettings
+
+from benchmarks.contenders.contender import Contender, Decoding
+from benchmarks.contenders.weights import saved
+
+__all__ = ["NAMED", "transom_decoders", "transom_encoder_decoders"]
+
+NAMED = {"core_attention": "torch_dot_product"}
+"""What the packaged specs name first."""
+
+_COMPARED = {"core_attention": "core_attention", "linear": "column_linear", "norm": "norm"}
+"""Slots whose implementations are rows of their own, and where those are listed."""
+
+Maker = Callable[[], Contender]
+
+
+def transom_decoders(reference: Any, dtype: torch.dtype, device: str) -> dict[str, Maker]:
+    """Give what makes contenders of a Llama of `transformers`: one for each way to fill the compared slots."""
+    return {name: partial(_decoder, name, reference, use, dtype, device) for name, use in _ways(dtype, device)}
+
+
+def transom_encoder_decoders(reference: Any, dtype: torch.dtype, device: str) -> dict[str, Maker]:
+    """Likewise, of a T5: with the parts named first, and with core's own attention."""
+    ways = {"transom": NAMED, "transom, dot_product": {"core_attention": "dot_product"}}
+    return {name: partial(_encoder_decoder, name, reference, use, dtype, device) for name, use in ways.items()}
+
+
+def _ways(dtype: torch.dtype, device: str) -> Iterator[tuple[str, Mapping[str, str]]]:
+    yield "transom", NAMED
+    for slot, listed in _COMPARED.items():
+        for each in transom.list_implementations(listed):
+            if each.name not in ("torch_linear", "torch_norm", NAMED.get(slot)) and _serves(
+                slot, each.name, dtype, device
+            ):
+                yield f"transom, {each.name}", {**NAMED, slot: each.name}
+
+
+def _serves(slot: str, name: str, dtype: torch.dtype, device: str) -> bool:
+    settings: dict[str, Any] = {"device": device, "dtype": str(dtype).removeprefix("torch."), "mode": "train"}
+    try:
+        transom.plan("tiny-llama", use={**NAMED, slot: name}, **settings)
+    except ResolutionError:
+        return False
+    return True
+
+
+def _loaded(reference: Any, use: Mapping[str, str], dtype: torch.dtype, device: str) -> Any:
+    """Load a checkpoint as its users do; it may be trained too."""
+    with saved(reference) as folder:
+        model = transom.from_pretrained(folder, use=use, dtype=dtype, device=device, mode="infer")
+    return model.requires_grad_(True).train()
+
+
+def _decoder(name: str, reference: Any, use: Mapping[str, str], dtype: torch.dtype, device: str) -> Contender:
+    model = _loaded(reference, use, dtype, device)
+
+    def loss(ids: Tensor, labels: Tensor) -> Tensor:
+        result: Tensor = model(ids, labels=labels).mean()
+        return result
+
+    return Contender(name, model, model, _generating(model), _generating(model, compile=True), loss)
+
+
+def _encoder_decoder(name: str, reference: Any, use: Mapping[str, str], dtype: torch.dtype, device: str) -> Contender:
+    model = _loaded(reference, use, dtype, device)
+    return Contender(
+        name, model, model.encode, _generating(model, start_id=0), _generating(model, start_id=0, compile=True)
+    )
+
+
+def _generating(model: Any, **settings: Any) -> Decoding:
+    def decoding(prompt: Tensor, count: int) -> Callable[[], Tensor]:
+        prompts = [row.tolist() for row in prompt]
+        how = GenerationSettings(max_new_tokens=count, greedy=True, **settings)
+        return lambda: torch.tensor([row.tokens for row in generate(model, prompts, how)])
+
+    return decoding

@@ -1,0 +1,73 @@
+"""The pages of docs/benchmarks: which tables each shows, and what is said before them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.pictures import draw
+from benchmarks.report import page
+from benchmarks.table import Table
+
+__all__ = ["PAGES", "write_pages"]
+
+_RATIOS = "Ratios are medians over the rounds of what was measured in the same round; below 1 is faster than the row compared with. "
+_LLAMA = (
+    "A Llama of 32 million parameters: width 512, 8 layers, 8 heads in 4 groups, MLP of 1408, vocabulary of 8192. `monolith` is one "
+    "plain file in torch, `tests/benchmarks/monolith.py`. `transom` is built from the same checkpoint with `torch_dot_product`; what "
+    "follows a comma is another implementation in its place. All contenders gave the same results before they were timed. "
+)
+_COMPILED = "Compiled tables also have the eager monolith, which they are compared with. "
+
+PAGES: dict[str, tuple[str, str]] = {
+    "forward": ("Forward and prefill", _LLAMA + _RATIOS + _COMPILED),
+    "training": ("Training step", _LLAMA + "A step is loss, gradients and AdamW. " + _RATIOS + _COMPILED),
+    "decoding": (
+        "Decoding",
+        _LLAMA
+        + "A prompt of 16 tokens and its greedy continuation over a cache, everything included. `weights read` is the bare "
+        "sequence of matrix products that the new tokens need. " + _RATIOS + _COMPILED,
+    ),
+    "t5": (
+        "Encoder-decoder",
+        "A T5 1.1: width 512, 6 layers in each stack, 8 heads, gated MLP of 1024, vocabulary of 8192. `monolith` is one plain file, "
+        "`tests/benchmarks/monolith_t5.py`; `weights read` is the bare sequence of matrix products of the decoder. "
+        + _RATIOS,
+    ),
+    "memory": ("Memory of a training step", _LLAMA),
+    "building": ("Building and loading", _RATIOS),
+    "scaling": (
+        "Scaling",
+        "How time grows along one axis while the others stay. The slope is that of a line through the logarithms: 1 is growth in "
+        "proportion; less is a part that does not grow; over tokens, attention takes it towards 2.",
+    ),
+    "compilation": ("Graphs and recompilation", "Everybody is compiled, and a sequence or batch grows."),
+    "registry": ("What the registry costs", "Finding, planning, starting, and nothing in a forward."),
+    "gpu": (
+        "On a GPU",
+        "A Llama of about a billion parameters in bfloat16: 20 layers, width 2048, MLP of 5632, vocabulary of 32768. "
+        + _RATIOS,
+    ),
+}
+"""By the name that tables give: title and introduction."""
+
+
+def write_pages(folder: Path, tables: Sequence[Table]) -> list[Path]:
+    """Write a page and pictures for every page that has tables.
+
+    Args:
+        folder: of the pages.
+        tables: everything that was measured.
+
+    Returns:
+        the files.
+    """
+    written: list[Path] = []
+    for name, (title, introduction) in PAGES.items():
+        shown = [table for table in tables if table.page == name]
+        if shown:
+            pictures = draw(folder / name, shown)
+            path = folder / f"{name}.md"
+            path.write_text(page(title, introduction, shown, pictures[-1].name if pictures else None), encoding="utf-8")
+            written += [path, *pictures]
+    return written

@@ -1,0 +1,147 @@
+"""On a CUDA device: the same models in bfloat16, also with CUDA graphs, and shares of what the device can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from benchmarks.contenders.contender import BASE, TOLERANCES, Contender, compile_anew
+from benchmarks.contenders.everybody import llamas
+from benchmarks.measure import Step
+from benchmarks.monolith import Monolith, Shape
+from benchmarks.settings import Settings
+from benchmarks.suites.timing import timed
+from benchmarks.table import Table
+from benchmarks.workloads import decoding, inferring, products, random_ids, training, weights_read
+
+__all__ = ["gpu", "training_flops"]
+
+_BILLION = Shape(vocab=32768, hidden=2048, layers=20, heads=16, groups=8, ffn=5632, length=4096)
+_ROWS, _TOKENS, _NEW = 4, 2048, 128
+_NAMES = (
+    "forward on a GPU, bfloat16",
+    "training step on a GPU, bfloat16",
+    "decode on a GPU, bfloat16",
+    "share of peak FLOP/s in training on a GPU, bfloat16",
+    "share of memory bandwidth in decoding on a GPU, bfloat16",
+)
+
+
+def gpu(asked: Settings) -> Iterator[Table]:
+    """Measure a Llama of about a billion parameters; without a device, every table says so."""
+    if not torch.cuda.is_available():
+        why = {"everybody": "no CUDA device"}
+        yield from (Table(name=name, page="gpu", unit="s", samples={}, absent=why) for name in _NAMES)
+        return
+    shape = asked.shape if asked.small else _BILLION
+    found, absent = llamas(shape, torch.bfloat16, "cuda", asked.without)
+    yield from _shares(asked, shape, found, absent)
+
+
+def _shares(asked: Settings, shape: Shape, found: list[Contender], absent: Mapping[str, str]) -> Iterator[Table]:
+    rows, tokens = (2, 64) if asked.small else (_ROWS, _TOKENS)
+    ids = random_ids(shape.vocab, rows, tokens, "cuda")
+    prompt = random_ids(shape.vocab, 1, 16, "cuda")
+    workloads: dict[str, Callable[[Contender], Step]] = {
+        _NAMES[0]: lambda each: inferring(each, ids),
+        _NAMES[1]: lambda each: training(each, ids),
+        _NAMES[2]: lambda each: decoding(each, prompt, _NEW, compares=False),
+    }
+    tables = {}
+    for name, step in workloads.items():
+        steps = _steps(found, step)
+        limit = {"weights read": weights_read(products(found, 1), _NEW)} if name == _NAMES[2] else {}
+        table = timed(
+            name,
+            "gpu",
+            steps | limit,
+            asked,
+            tolerance=TOLERANCES[torch.bfloat16],
+            absent=absent,
+            limit=next(iter(limit), None),
+        )
+        tables[name] = table
+        yield table
+    (model,) = (each.module for each in found if isinstance(each.module, Monolith))
+    yield _share(_NAMES[3], tables[_NAMES[1]], training_flops(model, rows, tokens) / _peak_flops())
+    size = sum(weight.numel() * weight.element_size() for weight, _ in products(found, 1))
+    yield _share(_NAMES[4], tables[_NAMES[2]], _NEW * size / _bandwidth())
+
+
+def _steps(found: list[Contender], step: Callable[[Contender], Step]) -> dict[str, Step]:
+    """Give everybody eager, compiled, and compiled with CUDA graphs."""
+    steps = {each.name: step(each) for each in found}
+    plain = [each for each in found if "," not in each.name]
+    steps |= {f"{each.name}, compiled": step(each.compiled()) for each in plain}
+    return steps | {f"{each.name}, CUDA graphs": step(_with_graphs(each)) for each in plain if each.loss is not None}
+
+
+def _with_graphs(each: Contender) -> Contender:
+    assert each.loss is not None
+    how = {"mode": "reduce-overhead"}
+    return replace(
+        each,
+        logits=compile_anew(each.logits, **how),
+        loss=compile_anew(each.loss, **how),
+        decoding=each.compiled_decoding,
+    )
+
+
+def _share(name: str, table: Table, least: float) -> Table:
+    """Divide the least time that the device would need by the time that was taken."""
+    samples = {
+        row: {column: [least / second for second in seconds] for column, seconds in columns.items()}
+        for row, columns in table.samples.items()
+        if row != table.limit
+    }
+    note = "The peak is what one large product of matrices, or one large copy, reached in the same run."
+    return Table(
+        name=name,
+        page="gpu",
+        unit="share",
+        samples=samples,
+        base=BASE,
+        absent=table.absent,
+        note=note,
+        taken=table.taken,
+    )
+
+
+def training_flops(model: Monolith, rows: int, tokens: int) -> float:
+    """Count the operations of a training step: of each weight 6 a token, of causal attention 6 s n d a token and layer.
+
+    Args:
+        model: whose matrices count; its embedding table is looked up.
+        rows: of the batch.
+        tokens: s, in a row.
+    """
+    matrices = sum(p.numel() for p in model.parameters() if p.dim() == 2) - model.embedding.weight.numel()
+    attention = 6 * model.shape.layers * model.shape.hidden * tokens
+    return float(rows * tokens * (6 * matrices + attention))
+
+
+def _peak_flops() -> float:
+    matrix = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    return 2 * 8192**3 / _seconds(lambda: matrix @ matrix)
+
+
+def _bandwidth() -> float:
+    data = torch.empty(2**30, device="cuda", dtype=torch.uint8)
+    target = torch.empty_like(data)
+    return 2 * data.numel() / _seconds(lambda: target.copy_(data))
+
+
+def _seconds(step: Callable[[], Tensor], times: int = 20) -> float:
+    """Give the least time of a step, by the device's own clock."""
+    found = []
+    for _ in range(times):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        step()
+        stop.record()
+        torch.cuda.synchronize()
+        found.append(start.elapsed_time(stop) / 1e3)
+    return min(found)
