@@ -9,7 +9,7 @@ import pytest
 import torch
 import transom
 from torch import nn
-from transom.errors import BuildError, SpecError
+from transom.errors import BuildError, ParallelError, ResolutionError, SpecError
 from transom.specs.load import recipe_names
 from transom.specs.plan import plan
 
@@ -173,3 +173,28 @@ def test_model_pickles_with_its_plan():
     tokens = torch.tensor([[5, 6, 7]])
     assert torch.equal(again(tokens), model(tokens))
     assert again.plan == model.plan
+
+
+SHARED = {
+    "vocab_size": 16,
+    "max_sequence_length": 8,
+    "config": {"num_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "context_parallel_size": 2},
+}
+
+
+def test_build_refuses_to_share_sequences_without_ranks_to_share_them():
+    with pytest.raises(ParallelError, match="sequences are split over 2 ranks, and no cp_group was given") as caught:
+        transom.build(SHARED)
+    assert caught.value.asked_by == "config.context_parallel_size"
+    assert (caught.value.ranks, caught.value.wanted) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("use", "slot"),
+    [({"core_attention": "torch_flex"}, "core_attention"), ({"self_attention": "delta_attention"}, "self_attention")],
+)
+def test_plan_refuses_who_does_not_declare_shares_of_sequences(use, slot):
+    assert plan(SHARED).config.context_parallel_size == 2
+    with pytest.raises(ResolutionError, match="its card does not declare context_parallel") as caught:
+        plan(SHARED, use=use)
+    assert caught.value.slot == slot

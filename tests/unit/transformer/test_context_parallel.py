@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 from transom import AttentionMask, BuildContext, TransformerConfig
+from transom.errors import MaskError, ParallelError
 from transom.slots.core_attention import CoreAttentionRequest
+from transom.transformer._mask_chunks import mask_of_chunk
 from transom.transformer.collectives import Ranks
-from transom.transformer.context_parallel import ContextShare, attend_in_share
+from transom.transformer.context_parallel import ContextParallelAttention, ContextShare, attend_in_share
 from transom.transformer.dot_product_attention import DotProductAttention
 
 S, N, G, D = 12, 4, 2, 8
@@ -82,3 +84,79 @@ def test_shares_attend_as_the_whole_does(kind: str, ranks: int, window: tuple[in
             total += part
     for found, wanted in zip(summed, expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_share_has_an_early_and_a_late_chunk() -> None:
+    shares = [ContextShare(Ranks("", 3, rank)) for rank in range(3)]
+    assert [share.chunks for share in shares] == [(0, 5), (1, 4), (2, 3)]
+    assert shares[1].positions(12).tolist() == [2, 3, 8, 9]
+    tokens = torch.arange(24).view(2, 12)
+    assert torch.equal(shares[1].of(tokens), tokens[:, [2, 3, 8, 9]])
+
+
+def test_share_of_one_rank_is_everything() -> None:
+    tokens = torch.arange(8).view(2, 4)
+    assert torch.equal(ContextShare(Ranks.of(None)).of(tokens), tokens)
+
+
+def test_share_refuses_a_sequence_that_does_not_divide() -> None:
+    with pytest.raises(ParallelError, match="a sequence of 6 tokens cannot be split into 4 chunks, two for each of 2"):
+        ContextShare(Ranks("", 2, 0)).of(torch.zeros(1, 6))
+    with pytest.raises(ParallelError) as caught:
+        ContextShare(Ranks("", 2, 1)).positions(10)
+    assert (caught.value.sequence_length, caught.value.ranks) == (10, 2)  # type: ignore[attr-defined]
+    assert caught.value.hint == "a length that is a multiple of 4"
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(3, 6), (4, 12)])
+def test_shares_refuse_keys_that_are_not_the_whole(queries: int, keys: int) -> None:
+    core, (query, key, value) = attention(), inputs()
+    share = ContextShare(Ranks("", 2, 0))
+    with pytest.raises(
+        ParallelError, match=f"{queries} queries are no share of {keys} keys over 2 context-par"
+    ) as caught:
+        attend_in_share(core, query[:, :queries], key[:, :keys], value[:, :keys], None, share)
+    assert (caught.value.queries, caught.value.keys) == (queries, keys)  # type: ignore[attr-defined]
+
+
+def test_shares_refuse_a_mask_of_a_share() -> None:
+    core, (query, key, value) = attention(), inputs()
+    mask = AttentionMask(causal=True, key_padding=torch.ones(2, 6, dtype=torch.bool))
+    with pytest.raises(MaskError, match="key_padding is for 6 keys, but there are 12"):
+        attend_in_share(core, query[:, :6], key, value, mask, ContextShare(Ranks("", 2, 0)))
+
+
+def test_chunks_of_a_causal_mask_are_plainly_causal_over_the_keys_up_to_them() -> None:
+    seen = []
+
+    def core(query: Tensor, key: Tensor, value: Tensor, *, mask: AttentionMask | None = None) -> Tensor:
+        assert mask is not None
+        seen.append((key.shape[1], mask.is_plain_causal(), mask))
+        return query
+
+    query, key, value = inputs()
+    whole = AttentionMask(causal=True)
+    for _ in range(2):
+        attend_in_share(core, query[:, :6], key, value, whole, ContextShare(Ranks("", 2, 1)))  # type: ignore[arg-type]
+    assert [(keys, plain) for keys, plain, _ in seen] == [(6, True), (9, True)] * 2
+    assert [mask is other for (*_, mask), (*_, other) in zip(seen[:2], seen[2:], strict=True)] == [True, True]
+
+
+def test_chunks_of_a_mask_with_a_learned_bias_are_made_anew() -> None:
+    bias = torch.zeros(1, N, S, S, dtype=torch.float64, requires_grad=True)
+    mask = AttentionMask(causal=True, bias=bias)
+    first, again = (mask_of_chunk(mask, 1, 3, S, device=bias.device, windowed=False)[0] for _ in range(2))
+    assert first is not again
+    assert first.bias is not None
+    assert first.bias.shape == (1, N, 3, 6)
+
+
+def test_attention_of_shares_trains_and_loads_as_what_is_inside() -> None:
+    core = attention(softmax_type="learnable")
+    module = ContextParallelAttention(core, Ranks("", 2, 0))
+    assert module.state_dict().keys() == {"softmax_offset"}
+    assert module.sharded_state_dict("a.").keys() == {"a.softmax_offset"}
+    module.load_state_dict({"softmax_offset": torch.arange(4.0)})
+    assert core.softmax_offset is not None
+    assert core.softmax_offset.tolist() == [0, 1, 2, 3]
+    assert not module.eval().core.training

@@ -40,6 +40,7 @@ def _all(request: ArchitectureRequest) -> dict[str, Part]:
 
 RICH = {
     "tensor_model_parallel_size": 2,
+    "context_parallel_size": 2,
     "sequence_parallel": True,
     "delay_wgrad_compute": True,
     "gated_linear_unit": True,
@@ -170,6 +171,34 @@ def test_core_attention_asks_for_the_masks_that_may_come(make_request):
     request = make_request(masks=("causal", "packed", "padding"), **NO_DROPOUT)
     assert parts.core_attention(request, 1).request.features == {"causal", "packed", "padding"}
     assert parts.core_attention(request, 1, cross=True).request.features == {"packed", "padding", "cross"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "masks", "told"),
+    [
+        ({}, (), False),
+        ({"window_size": (3, 0)}, (), False),
+        ({}, ("packed", "padding", "keep"), False),
+        ({}, ("prefix",), True),
+        ({"window_size": (3, 0)}, ("padding",), True),
+        ({"position_embedding_type": "alibi"}, ("packed",), True),
+    ],
+)
+def test_core_attention_of_shares_is_told_positions_where_distances_count_and_any_key_may_be_seen(
+    make_request, fields, masks, told
+):
+    alone, shared = (
+        parts.core_attention(make_request(masks=("causal", *masks), **NO_DROPOUT, **fields, **size), 1).request.features
+        for size in ({}, {"context_parallel_size": 2})
+    )
+    assert shared - alone == {"context_parallel", "bottom_right"} | ({"positions"} if told else set())
+
+
+def test_architectures_whose_tokens_read_one_another_are_asked_for_shares(make_request):
+    request = make_request(context_parallel_size=2)
+    for part in (parts.self_attention(request, 1), parts.cross_attention(request, 1), parts.layer(request, 1)):
+        assert part.request.features == {"context_parallel"}
+    assert parts.mlp(request, 1).request.features == frozenset()
 
 
 def test_core_attention_has_the_window_of_its_layer(make_request):
