@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, final
 from transom.errors import TransomError
 from transom.training.interrupt import stop_on_signal
 from transom.training.metrics import Row
+from transom.transformer.auxiliary_loss import auxiliary_losses
 
 if TYPE_CHECKING:
     from transom.training.progress import Reporter
@@ -108,6 +109,7 @@ class TrainingLoop:
             "tokens": step * self._trainer.tokens_per_step,
             "seconds": round(seconds, 3),
             "tokens_per_second": round(speed, 1),
+            **{name: float(value) for name, value in auxiliary_losses(self._trainer.model).items()},
         }
 
     def _due(self, every: int) -> bool:
