@@ -11,9 +11,10 @@ from transom.slots.slot import Slot
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from transom.transformer.attention_mask import AttentionMask
     from transom.transformer.transformer_config import TransformerConfig
 
-__all__ = ["ROTARY", "Rotary", "RotaryBuilder", "RotaryRequest"]
+__all__ = ["ROTARY", "Rotary", "RotaryBuilder", "RotaryRequest", "StepRotary"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,26 @@ class Rotary(Protocol):
         ...
 
     def __call__(self, query: Tensor, key: Tensor, positions: Tensor | None = None, /) -> tuple[Tensor, Tensor]:
+        """Run `forward`."""
+        ...
+
+
+class StepRotary(Rotary, Protocol):
+    """A rotary embedding that works once a step for all layers, and takes heads as self-attention has them.
+
+    An optional refinement: who takes a ``mask`` by name is given the step's, of which `AttentionMask.shared` keeps what
+    positions alone decide on, and heads by group, which need not be copied.
+    """
+
+    def forward(
+        self, query: Tensor, key: Tensor, positions: Tensor | None = None, /, *, mask: AttentionMask | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Rotate query ``[b, s, n, d]`` or ``[b, s, g, n / g, d]``, key ``[b, s, g, d]`` or ``[b, s, g, 1, d]``."""
+        ...
+
+    def __call__(
+        self, query: Tensor, key: Tensor, positions: Tensor | None = None, /, *, mask: AttentionMask | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Run `forward`."""
         ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
@@ -29,6 +30,7 @@ __all__ = [
     "SharedGroup",
     "UnitNorm",
     "check_ranks",
+    "is_step_rotary",
     "make_column",
     "make_proj",
     "make_query_key_norms",
@@ -86,6 +88,11 @@ def make_rotary(config: TransformerConfig, submodules: SelfAttentionSubmodules, 
     if submodules.rotary is None:
         raise _missing_part("rotary", "position_embedding_type", config.position_embedding_type)
     return submodules.rotary(config)
+
+
+def is_step_rotary(rotary: Rotary | None) -> bool:
+    """Whether a rotary embedding is a `transom.slots.rotary.StepRotary`."""
+    return rotary is not None and "mask" in inspect.signature(rotary.forward).parameters
 
 
 def _missing_part(places: str, field: str, value: object) -> ConfigError:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transom.slots.kv_cache import KVCacheRequest
     from transom.transformer.kv_cache import KVCache
 
-__all__ = ["check_positions", "check_sizes", "inspect_positions", "refuse_overflow", "sizes_of"]
+__all__ = ["check_positions", "check_sizes", "inspect_positions", "read_aligned", "refuse_overflow", "sizes_of"]
 
 
 def check_sizes(kind: str, **sizes: int) -> None:
@@ -73,6 +73,28 @@ def refuse_overflow(cache: KVCache, batch_size: int, length: int) -> None:
             capacity=cache.batch_size,
             asked=batch_size,
         )
+
+
+def read_aligned(cache: KVCache, positions: Tensor, used: Tensor) -> int | None:
+    """Read on the host where a step begins whose rows all have the same positions, one after another.
+
+    That is what generation does, and a few numbers in Python cost less than as many operations on a device.
+
+    Args:
+        cache: that they are for.
+        positions: ``[s]`` or ``[b, s]``.
+        used: ``[b]``, positions of each row in use before.
+
+    Returns:
+        the first position; `None` = it is no such step, or does not fit: `inspect_positions` says how.
+    """
+    if positions.dim() == 2 and len(positions) > 1:
+        return None
+    told = positions.flatten().tolist()
+    start, end = told[0], told[0] + len(told)
+    follows = start >= 0 and end <= cache.capacity and told == list(range(start, end))
+    # A ring that has forgotten what is before the step is looked at closer.
+    return start if follows and min(used.tolist()) >= start and not cache.windows else None
 
 
 def inspect_positions(cache: KVCache, rows: Tensor, first: Tensor, used: Tensor) -> tuple[int, bool]:

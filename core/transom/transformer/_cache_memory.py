@@ -26,9 +26,10 @@ def _slots(step: CacheStep) -> Tensor:
 
 def _write(memory: Tensor, step: CacheStep, new: Tensor) -> None:
     """Write ``new [b, s, ...]`` into the slots of ``memory [rows, slots, ...]``."""
-    rows = memory.narrow(0, 0, step.batch_size)
+    rows = _rows(memory, step)
     if step.aligned:
-        rows.narrow(1, step.extent - new.shape[1], new.shape[1]).copy_(new)
+        s = new.shape[1]
+        rows.narrow(1, step.extent - s, s).copy_(new)
         return
     slots = _slots(step)
     if slots.dim() == 1:
@@ -38,8 +39,13 @@ def _write(memory: Tensor, step: CacheStep, new: Tensor) -> None:
         rows.index_put_((batch, slots), new.to(rows.dtype))
 
 
+def _rows(memory: Tensor, step: CacheStep) -> Tensor:
+    """Give the step's rows; views are not free for a step of one token, which makes two a layer already."""
+    return memory if step.batch_size == step.cache.batch_size else memory.narrow(0, 0, step.batch_size)
+
+
 def _used(memory: Tensor, step: CacheStep) -> Tensor:
-    return memory.narrow(0, 0, step.batch_size).narrow(1, 0, step.extent)
+    return _rows(memory, step).narrow(1, 0, step.extent)
 
 
 def copy_rows(memory: Tensor, rows: Tensor, length: int) -> None:
@@ -67,8 +73,10 @@ class PlainMemory(nn.Module):
 
     def exchange(self, step: CacheStep, new: Tensor) -> Tensor:
         """Write ``new [b, s, g, d]``; return all that is held ``[b, t, g, d]`` in its dtype."""
-        _write(self.data, step, new.detach())
-        return _used(self.data, step).to(new.dtype)
+        data = self.data
+        _write(data, step, new.detach() if new.requires_grad else new)
+        used = _used(data, step)
+        return used if used.dtype == new.dtype else used.to(new.dtype)
 
     def reorder(self, rows: Tensor, length: int) -> None:
         """Let row i be what row ``rows[i]`` was."""
@@ -123,10 +131,13 @@ class SlotEntry(nn.Module):
         super().__init__()
         self.key = key
         self.value = value
+        # In a tuple too: a decoding step looks each of them up.
+        self._memories = (key, value)
 
     def update(self, step: CacheStep, key: Tensor, value: Tensor, /) -> tuple[Tensor, Tensor]:
         """Write new keys and values; return all that is held."""
-        return self.key.exchange(step, key), self.value.exchange(step, value)
+        keys, values = self._memories
+        return keys.exchange(step, key), values.exchange(step, value)
 
     def mask(self, step: CacheStep, mask: AttentionMask, /) -> AttentionMask:
         """Derive the mask over the slots."""

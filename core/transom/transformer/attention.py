@@ -14,6 +14,7 @@ from transom.transformer._attention_parts import (
     Drawing,
     SharedGroup,
     check_ranks,
+    is_step_rotary,
     make_column,
     make_proj,
     make_query_key_norms,
@@ -136,6 +137,7 @@ class SelfAttention(Module):
         self.norm_first = config.qk_norm_before_rope
         self.norms_across_heads = config.qk_layernorm_across_heads
         self.rotary = make_rotary(config, submodules, layer_number)
+        self.rotates_in_step = is_step_rotary(self.rotary)
         self.core_attention = submodules.core_attention(
             config, layer_number=layer_number, softmax_scale=config.softmax_scale
         )
@@ -183,7 +185,8 @@ class SelfAttention(Module):
         if self.is_causal:
             mask = _and_causal(mask)
         query, *gate, key, value = self._project(hidden_states)
-        query, key = self._prepare(query, key, positions)
+        query, key = self._prepare(query, key, positions, mask)
+        query, key, value = query.flatten(2, -2), key.flatten(2, -2), value.flatten(2, -2)  # -> [b, s, n or g, d]
         if cache is not None:
             # The cache refuses to be used without positions, and says so better than a check here would.
             key, value, _ = cache.update(key, value, positions)  # type: ignore[arg-type]
@@ -199,20 +202,24 @@ class SelfAttention(Module):
         self.linear_qkv.backward_dw()
 
     def _project(self, hidden_states: Tensor) -> list[Tensor]:
-        """Project to queries (and gates) ``[b, s, n, d]``, keys and values ``[b, s, g, d]``."""
+        """Project to queries (and gates) ``[b, s, g, n/g, d]``, keys and values ``[b, s, g, 1, d]``."""
         mixed, _ = self.linear_qkv(hidden_states)
         b, s, _ = mixed.shape
         mixed = mixed if self.shared is None else self.shared.copied(mixed)
         mixed = mixed.view(b, s, -1, sum(self.group), self.head_size)  # [b, s, g, n/g (+ n/g) + 2, d]
         kinds = mixed.split_with_sizes(self.group, dim=3)
-        return [(kind if self.shared is None else self.shared.pick(kind)).flatten(2, 3) for kind in kinds]
+        return list(kinds) if self.shared is None else [self.shared.pick(kind) for kind in kinds]
 
-    def _prepare(self, query: Tensor, key: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Norm and rotate, in the config's order."""
+    def _prepare(
+        self, query: Tensor, key: Tensor, positions: Tensor | None, mask: AttentionMask | None
+    ) -> tuple[Tensor, Tensor]:
+        """Norm and rotate, in the config's order; heads stay in groups, for what makes new tensors makes them whole."""
         if self.norm_first:
             query, key = self._norm(query, key)
-        if self.rotary is not None:
-            query, key = self.rotary(query, key, positions)
+        if self.rotates_in_step:
+            query, key = self.rotary(query, key, positions, mask=mask)  # type: ignore[call-arg, misc]
+        elif self.rotary is not None:
+            query, key = self.rotary(query.flatten(2, 3), key.flatten(2, 3), positions)
         return (query, key) if self.norm_first else self._norm(query, key)
 
     def _norm(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:

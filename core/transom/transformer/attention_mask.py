@@ -12,6 +12,7 @@ from torch import Tensor
 from transom.errors import MaskError
 from transom.transformer import _mask_caching, _mask_rendering
 from transom.transformer._mask_checks import check_fields, check_lengths, check_windows
+from transom.transformer._mask_contents import has_no_tensors, needs_gradient, reaches_left
 from transom.transformer._mask_packing import VarlenLayout, runs_of_segments, segments_of_cumulative_lengths
 from transom.transformer._mask_rendering import OpenedMask
 
@@ -27,6 +28,7 @@ ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """Changes one score, given the indices of its row, head, query and key; all are 0-d, as ``flex_attention`` has it."""
 
 _T = TypeVar("_T")
+_W = TypeVar("_W")
 _HIDING_BY_DATA = frozenset({"packed", "padding", "positions", "keep"})
 _WINDOWED = ("bool", "additive", "rows", "shown", "opened", "block")
 
@@ -173,8 +175,7 @@ class AttentionMask:
         Args:
             window: the layer's own window, if it has one.
         """
-        named = self.features
-        return named <= {"causal", "window"} and self.causal and _reaches_left(self.window) and _reaches_left(window)
+        return self.causal and reaches_left(self.window) and reaches_left(window) and has_no_tensors(self)
 
     def as_bool(self, s: int, t: int, *, device: torch.device, window: Window | None = None) -> Tensor | None:
         """Render who may attend to whom.
@@ -348,6 +349,28 @@ class AttentionMask:
         self._memo["cache"] = (positions, t, derived)
         return derived
 
+    def shared(
+        self,
+        name: str,
+        wanted: _W,
+        positions: Tensor | None,
+        make: Callable[[_W, Tensor | None], _T],
+    ) -> _T:
+        """Keep what the layers of a step would all make alike, under a name, of some values and the tokens' positions.
+
+        While compiling, all make it: a graph computes once what is the same, and layers that are compiled one by one
+        are one graph only if none finds what another left.
+        """
+        if torch.compiler.is_compiling():
+            return make(wanted, positions)
+        made = self._memo.get(name)
+        if made is not None and made[0] == wanted and made[1] is positions:
+            found: _T = made[2]
+            return found
+        value = make(wanted, positions)
+        self._memo[name] = (wanted, positions, value)
+        return value
+
     def unrendered(self) -> AttentionMask:
         """Copy the mask without what was rendered; a compiled region that is run twice may write to no other."""
         copy = replace(self)
@@ -365,17 +388,6 @@ class AttentionMask:
         check_windows(key[1] if key[0] in _WINDOWED else None)
         value = render(self, s, t, *key[1:])
         # What needs a gradient is made anew for every layer: one that is recomputed must save what it saved before.
-        if not _needs_gradient(value):
+        if not needs_gradient(value):
             self._memo[key] = (s, t, value)
         return value
-
-
-def _needs_gradient(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return any(map(_needs_gradient, value))
-    return isinstance(value, Tensor) and value.requires_grad
-
-
-def _reaches_left(window: Window | None) -> bool:
-    """Whether the window hides nothing that causality does not hide."""
-    return window is None or window[0] is None

@@ -49,7 +49,7 @@ class BiasDropoutAdd(nn.Module):
         branch = x if bias is None else x + bias
         if training and p > 0:
             branch = F.dropout(branch, p)
-        return residual + branch.to(residual.dtype)
+        return residual + (branch if branch.dtype == residual.dtype else branch.to(residual.dtype))
 
 
 if TYPE_CHECKING:

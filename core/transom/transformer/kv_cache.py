@@ -14,6 +14,7 @@ from transom.transformer._cache_checks import (
     check_positions,
     check_sizes,
     inspect_positions,
+    read_aligned,
     refuse_overflow,
     sizes_of,
 )
@@ -126,9 +127,12 @@ class KVCache(nn.Module):
         """
         positions = check_positions(positions, batch_size)
         self.check(batch_size, positions.shape[-1])
+        used = self.lengths[:batch_size]
+        start = None if torch.compiler.is_compiling() else read_aligned(self, positions, used)
+        if start is not None:
+            return self._begin_aligned(positions, used, start)
         rows = positions if positions.dim() == 2 else positions[None]
         first = rows.masked_fill(rows < 0, self.capacity).amin(dim=1)
-        used = self.lengths[:batch_size]
         extent, aligned = self.capacity, False
         if not torch.compiler.is_compiling():
             extent, aligned = inspect_positions(self, rows, first, used)
@@ -139,6 +143,16 @@ class KVCache(nn.Module):
         if self.windows:
             self._note_reached(first, lengths, is_single=rows.shape[1] == 1)
         return CacheStep(self, positions, batch_size, before, lengths, extent, aligned)
+
+    def _begin_aligned(self, positions: Tensor, used: Tensor, start: int) -> CacheStep:
+        """Open a step whose rows all go on at the same position: what it needs are numbers that are known."""
+        end = start + positions.shape[-1]
+        self._make_room(positions.expand(len(used), -1))
+        before, lengths = torch.full_like(used, start), torch.full_like(used, end)
+        used.fill_(start)
+        if self.windows:
+            self._note_reached(before, lengths, is_single=end == start + 1)
+        return CacheStep(self, positions, len(used), before, lengths, end, aligned=True)
 
     def check(self, batch_size: int, length: int, /) -> None:
         """Refuse what would not fit, by numbers alone: nothing is read from a device.

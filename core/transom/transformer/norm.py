@@ -58,11 +58,12 @@ class TorchNorm(nn.Module):
 
     def forward(self, x: Tensor, /) -> Tensor:
         """Map ``[..., hidden_size]`` to the same shape and dtype."""
-        if x.dtype == self.weight.dtype and not self.zero_centered_gamma:
-            return self._normalise(x, self.weight, self.bias)  # torch's kernels compute in float32 inside
+        weight, bias = self.weight, self.bias
+        if x.dtype == weight.dtype and not self.zero_centered_gamma:
+            return self._normalise(x, weight, bias)  # torch's kernels compute in float32 inside
         wide = torch.promote_types(x.dtype, torch.float32)
-        scale = self.weight.to(wide) + 1.0 if self.zero_centered_gamma else self.weight.to(wide)
-        shift = None if self.bias is None else self.bias.to(wide)
+        scale = weight.to(wide) + 1.0 if self.zero_centered_gamma else weight.to(wide)
+        shift = None if bias is None else bias.to(wide)
         return self._normalise(x.to(wide), scale, shift).to(x.dtype)
 
     def _normalise(self, x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from transom.slots.rotary import Rotary, RotaryBuilder, RotaryRequest
+    from transom.slots.rotary import RotaryBuilder, RotaryRequest, StepRotary
+    from transom.transformer.attention_mask import AttentionMask
     from transom.transformer.rope_scaling import RopeScaling
     from transom.transformer.transformer_config import TransformerConfig
 
@@ -57,44 +58,59 @@ class RotaryEmbedding(nn.Module):
         self.is_partial = request.rotary_dim < request.head_size
         self.interleaved = config.rotary_interleaved
         self.turn: Callable[[Tensor, Tensor, Tensor], Tensor] = _turn_pairs if self.interleaved else _turn_halves
-        self.scaling = config.rope_scaling
+        self.scaling, stretch = config.rope_scaling, config.seq_len_interpolation_factor or 1.0
+        # Names the turns in a step's mask: embeddings of one name turn alike.
+        style = "pairs" if self.interleaved else "halves"
+        self.kind = f"turns of {self.rotary_dim} in {style}, {config.rotary_base}, {self.scaling}, {stretch}"
         self.amplitude = _amplitude(config.rope_scaling)
         self.frequencies = rotary_frequencies(
             request.rotary_dim,
             config.rotary_base,
             config.rope_scaling,
-            interpolation_factor=config.seq_len_interpolation_factor or 1.0,
+            interpolation_factor=stretch,
         )
         self._make_tables(_INITIAL_LENGTH, torch.float64 if config.params_dtype == "float64" else torch.float32)
 
-    def forward(self, query: Tensor, key: Tensor, positions: Tensor | None = None, /) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, query: Tensor, key: Tensor, positions: Tensor | None = None, /, *, mask: AttentionMask | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Rotate queries and keys.
 
         Args:
-            query: ``[b, s, n, d]``.
-            key: ``[b, s, g, d]``.
+            query: ``[b, s, n, d]``, or its heads by group, ``[b, s, g, n / g, d]``.
+            key: ``[b, s, g, d]``, or ``[b, s, g, 1, d]``.
             positions: integers ``[s]`` or ``[b, s]``; `None` = 0 ... s-1.
+            mask: of the step, which keeps the cosines and sines for the other layers; `None` = they are made here.
 
         Returns:
-            query and key, rotated, in their dtypes.
+            query and key, rotated, in their dtypes; new tensors, which lie in memory as they are shaped.
         """
-        turns = self._table_of(query.shape[1]) if positions is None else self._turns_at(positions)
+        wanted = (query.shape[1], query.dim() - 3, query.device)
+        if mask is None:
+            turns = self._turns(wanted, positions)
+        else:
+            turns = mask.shared(self.kind, wanted, positions, self._turns)
         # Two turns (cosines, sines) serve both; xPos has two for queries and two for keys.
         return self._rotate(query, *turns[:2]), self._rotate(key, *turns[-2:])
 
     def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, cos.dtype))
+        wide = x if x.dtype == cos.dtype else x.to(torch.promote_types(x.dtype, cos.dtype))
         if self.is_partial:
             turned = self.turn(wide[..., : self.rotary_dim], cos, sin).to(x.dtype)
             return torch.cat([turned, x[..., self.rotary_dim :]], dim=-1)
-        return self.turn(wide, cos, sin).to(x.dtype)
+        turned = self.turn(wide, cos, sin)
+        return turned if turned.dtype == x.dtype else turned.to(x.dtype)
 
-    def _table_of(self, length: int) -> tuple[Tensor, ...]:
-        if length > self.table.shape[1]:
+    def _turns(self, wanted: tuple[int, int, torch.device], positions: Tensor | None) -> tuple[Tensor, ...]:
+        """Give cosines and signed sines for so many tokens, whose heads lie in so many dimensions."""
+        length, dims, _ = wanted
+        if positions is None and length > self.table.shape[1]:
             if torch.compiler.is_compiling():
-                return self._turns_at(torch.arange(length, device=self.table.device))
-            self._make_tables(2 * length, self.table.dtype, self.table.device)
-        return self.table.narrow(1, 0, length).unbind(0)
+                positions = torch.arange(length, device=self.table.device)
+            else:
+                self._make_tables(2 * length, self.table.dtype, self.table.device)
+        turns = self.table.narrow(1, 0, length).unbind(0) if positions is None else self._turns_at(positions)
+        return turns if dims == 1 else tuple(turn.unsqueeze(-1 - self.angular_frequencies.dim()) for turn in turns)
 
     def _turns_at(self, positions: Tensor) -> tuple[Tensor, ...]:
         """Compute cosines and signed sines at ``[s]`` or ``[b, s]``: each ``[(b,) s, 1, *components]``."""
@@ -224,8 +240,7 @@ def _clamp(x: float) -> float:
 
 def _turn_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn component i with i + D/2: ``[..., D]``, with tables ``[..., D]``."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([second, first], dim=-1).mul_(sin).addcmul_(x, cos)
+    return x.roll(x.shape[-1] // 2, -1).mul_(sin).addcmul_(x, cos)
 
 
 def _turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -237,5 +252,5 @@ def _turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 if TYPE_CHECKING:
     _builder: RotaryBuilder = RotaryEmbedding
 
-    def _is_a_rotary(module: RotaryEmbedding) -> Rotary:
+    def _is_a_rotary(module: RotaryEmbedding) -> StepRotary:
         return module

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transom.slots import BuildContext
 from transom.slots.rotary import RotaryRequest
+from transom.transformer.attention_mask import AttentionMask
 from transom.transformer.rope_scaling import RopeScaling
 from transom.transformer.rotary import RotaryEmbedding, rotary_frequencies
 
@@ -251,3 +252,27 @@ def test_rotary_computes_instead_of_growing_when_compiling(rotary: Any) -> None:
     got, _ = torch.compile(module, fullgraph=True, backend="eager")(x, x)
     assert module.table is before
     torch.testing.assert_close(got, module(x, x)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("interleaved", [False, True], ids=["half-split", "pairs"])
+@pytest.mark.parametrize("dim", [8, 4])
+@pytest.mark.parametrize("where", [None, torch.tensor([3, 0, 70]), torch.tensor([[5, 6, 7], [900, 901, 902]])], ids=str)
+def test_heads_by_group_turn_as_heads_in_a_row_do(interleaved: bool, dim: int, where: Any, rotary: Any) -> None:
+    module = rotary(8, dim, rotary_interleaved=interleaved)
+    mixed = torch.randn(2, 3, 2, 5, 8, dtype=torch.float64)  # three queries and one key of each of two groups, and more
+    query, key = module(mixed[..., :3, :], mixed[..., 3:4, :], where)
+    in_a_row = module(mixed[..., :3, :].flatten(2, 3), mixed[..., 3, :], where)
+    assert torch.equal(query.view(2, 3, 6, 8), in_a_row[0])
+    assert torch.equal(key.view(2, 3, 2, 8), in_a_row[1])
+
+
+def test_layers_of_a_step_share_what_one_of_them_computed(rotary: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, other, mask = rotary(8), rotary(8, rotary_base=500.0), AttentionMask(causal=True)
+    x, positions = torch.randn(1, 2, 1, 8, dtype=torch.float64), torch.tensor([4, 5])
+    first = module(x, x, positions, mask=mask)[0]
+    plain = other(x, x, positions)[0]
+    assert torch.equal(other(x, x, positions, mask=mask)[0], plain)
+    monkeypatch.setattr(module, "_turns_at", None)
+    assert torch.equal(module(x, x, positions, mask=mask)[0], first)
+    with pytest.raises(TypeError, match="not callable"):
+        module(x, x, positions.clone(), mask=mask)

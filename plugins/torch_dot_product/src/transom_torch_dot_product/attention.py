@@ -107,10 +107,9 @@ class TorchDotProductAttention(nn.Module):
             return _EVERYTHING
         mask = AttentionMask() if mask is None else mask
         s = query.shape[1]
-        if mask.is_plain_causal(self.window) and s == t:  # torch aligns top-left: the same only when s == t
-            return _CAUSAL
-        if mask.is_plain_causal(self.window) and s == 1:  # the last query sees every key
-            return _EVERYTHING
+        if (s in (1, t)) and mask.is_plain_causal(self.window):
+            # The last query sees every key; torch aligns top-left, which is the same only when s == t.
+            return _EVERYTHING if s == 1 else _CAUSAL
         # As a term of the scores: torch would make one of a boolean mask, and keep one a layer for the backward pass.
         opened = mask.as_opened(s, t, dtype=query.dtype, device=query.device, window=self.window)
         return _EVERYTHING if opened is None else _Said(opened.added, blind=opened.blind)
