@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -99,11 +100,11 @@ def alone(described: Described, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return out
 
 
-@pytest.mark.parametrize("sizes", [{"tp": 2}, {"dp": 2}, {"tp": 2, "dp": 2}], ids=str)
+@pytest.mark.parametrize("sizes", [{"tp": 2}, {"dp": 2}, {"tp": 2, "dp": 2}, {"tp": 2, "cp": 2}], ids=str)
 def test_ranks_have_the_loss_curve_of_one_process(
     described: Described, alone: Path, tmp_path: Path, sizes: dict[str, int]
 ) -> None:
-    count = sizes.get("tp", 1) * sizes.get("dp", 1)
+    count = math.prod(sizes.values())
     finish(described(tmp_path / "run", **sizes), count)
     assert alike(losses(tmp_path / "run"), losses(alone))
     found = from_pretrained(tmp_path / "run").state_dict()
@@ -130,6 +131,15 @@ def test_run_goes_on_with_other_numbers_of_ranks_and_alone(described: Described,
     finish(described(out, resume=True), 1)
     assert alike(losses(out), losses(alone))
     assert json.loads((out / "checkpoints/step-00000006/checkpoint.json").read_text())["sizes"] == {}
+
+
+def test_run_whose_ranks_share_sequences_goes_on_where_they_share_weights(
+    described: Described, alone: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    start(described(out, cp=2, die=["step", 5]), 2)
+    finish(described(out, tp=2, resume=True), 2)
+    assert alike(losses(out), losses(alone))
 
 
 @pytest.mark.parametrize("when", [["step", 3], ["save", 4]], ids=str)
