@@ -11,6 +11,7 @@ import logging
 import os
 import select
 import sys
+import time
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cached_property
@@ -33,6 +34,8 @@ __all__ = ["EXIT_BROKEN_PIPE", "EXIT_INTERRUPTED", "EXIT_USER_ERROR", "cli", "ma
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
+_PATIENCE = 3.0
+"""Seconds that other ranks than the first wait before they say what is wrong."""
 
 _VERBS: Mapping[str, str] = {
     "list": "List slots and the implementations that fill them.",
@@ -129,9 +132,11 @@ def main(args: Sequence[str] | None = None) -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.ClickException as error:
+        _let_first_rank_speak()
         error.show()
         return EXIT_USER_ERROR
     except TransomError as error:
+        _let_first_rank_speak()
         if _is_first_rank() or not getattr(error, "is_told_to_all", False):
             _report(error)
         return EXIT_USER_ERROR
@@ -158,6 +163,16 @@ def _is_first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def _let_first_rank_speak() -> None:
+    """Wait on another rank than the first: what is wrong on all, ``torchrun`` lets only one of them say.
+
+    It ends all ranks when one ends: the first one, which met the same error, in the middle of its report, or those that
+    wait here, before they repeat it. After a while without an end, the error is this rank's own.
+    """
+    if not _is_first_rank():
+        time.sleep(_PATIENCE)
+
+
 @contextmanager
 def _log_to_stderr() -> Iterator[None]:
     """Show what the library reports, such as an implementation of a chain that is passed over."""
@@ -176,7 +191,8 @@ def _log_to_stderr() -> Iterator[None]:
 
 def _report(error: TransomError) -> None:
     """Print an error to stderr: its class and sentence in red, then what it knows."""
-    headline = click.style(f"{type(error).__name__}: {error.what}", fg="red")
+    where = "" if _is_first_rank() else f"rank {os.environ['RANK']}: "
+    headline = click.style(f"{where}{type(error).__name__}: {error.what}", fg="red")
     details = "\n  ".join([str(error).removeprefix(error.what), *getattr(error, "__notes__", ())])
     click.echo(headline + details, err=True, color=False if os.environ.get("NO_COLOR") else None)
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from transom.distributed.mesh import ParallelMesh
+from transom.distributed.mesh import DIMENSIONS, ParallelMesh
 from transom.distributed.sizes import ParallelSizes
 from transom.errors import ParallelError
 
@@ -57,7 +57,9 @@ def as_one_of(sizes: ParallelSizes, device: str = "cpu", timeout: timedelta = _T
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     try:
         _join(backend, timeout)
-        yield ParallelMesh.start(sizes, device.partition(":")[0])
+        mesh = ParallelMesh.start(sizes, device.partition(":")[0])
+        _limit(mesh, timeout)
+        yield mesh
     except RuntimeError as error:
         if not any(sign in str(error) for sign in _LOST):
             raise
@@ -69,6 +71,12 @@ def as_one_of(sizes: ParallelSizes, device: str = "cpu", timeout: timedelta = _T
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _limit(mesh: ParallelMesh, timeout: timedelta) -> None:
+    """Let groups wait as long as everything does: torch gives each that is made later half an hour."""
+    for group in [*map(mesh.group, DIMENSIONS), mesh.data.get_group()]:
+        group.set_timeout(timeout)
 
 
 def _join(backend: str, timeout: timedelta) -> None:

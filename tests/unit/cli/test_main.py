@@ -13,7 +13,7 @@ import click
 import pytest
 from transom.cli import main as cli_main
 from transom.cli.main import cli, main
-from transom.errors import UnknownSlotError
+from transom.errors import ParallelError, UnknownSlotError
 
 SCRIPT = "import sys; from transom.cli.main import main; sys.exit(main())"
 
@@ -152,3 +152,28 @@ def test_main_says_so_when_its_output_cannot_be_written(lines):
         done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.stderr == "OutputError: the output cannot be written: No space left on device.\n"
     assert done.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("rank", "told", "said"),
+    [
+        ("0", True, "ParallelError: 3 ranks are too many.\n"),
+        ("0", False, "ParallelError: 3 ranks are too many.\n"),
+        ("1", True, ""),
+        ("1", False, "rank 1: ParallelError: 3 ranks are too many.\n"),
+    ],
+)
+def test_main_lets_the_first_rank_say_what_all_know(monkeypatch, capsys, rank, told, said):
+    waited = []
+
+    def fail(*_):
+        error = ParallelError("3 ranks are too many.")
+        error.is_told_to_all = told
+        raise error
+
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(cli_main.time, "sleep", waited.append)
+    monkeypatch.setattr(cli_main.cli, "invoke", fail)
+    assert main(["list"]) == 2
+    assert capsys.readouterr().err == said
+    assert waited == ([] if rank == "0" else [3.0])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 import torch.distributed as dist
 from transom.distributed import launch
@@ -42,6 +44,30 @@ def test_a_rank_that_is_gone_is_told_and_other_errors_pass(
         assert caught.value.what == "another rank is gone, or does not answer."
         assert caught.value.failed == ("gloo: Connection closed by peer [127.0.0.1]:1",)
     assert not dist.is_initialized()
+
+
+def test_groups_wait_no_longer_than_everything_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: dict[str, timedelta] = {}
+
+    class Group:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def set_timeout(self, timeout: timedelta) -> None:
+            waits[self.name] = timeout
+
+        def get_group(self) -> Group:
+            return self
+
+    class Mesh:
+        data = Group("data")
+        group = staticmethod(Group)
+
+    monkeypatch.setattr(launch, "_join", lambda *_: None)
+    monkeypatch.setattr(launch.ParallelMesh, "start", lambda *_: Mesh())
+    limit = timedelta(seconds=7)
+    with as_one_of(ParallelSizes(), timeout=limit):
+        assert waits == dict.fromkeys(["pp", "dp", "cp", "tp", "data"], limit)
 
 
 def test_one_process_agrees_with_itself() -> None:
