@@ -48,7 +48,6 @@ class GradientNorm:
 
     def __init__(self, model: nn.Module, mesh: ParallelMesh) -> None:
         self._mesh = mesh
-        (self._data,) = mesh.data.mesh_dim_names or ("dp",)
         self._parameters: dict[tuple[str, ...], list[nn.Parameter]] = defaultdict(list)
         state = sharded_state_of(
             model, metadata={"tensor_parallel_rank": mesh.place("tp"), "singleton_local_shards": True}
@@ -85,7 +84,7 @@ class GradientNorm:
         total = torch.zeros((), device=device)
         # Along these dimensions ranks may hold different parts of a parameter. Every rank takes part in every sum, even
         # where it holds nothing of the kind.
-        for over in ((), ("tp",), (self._data,), (self._data, "tp")):
+        for over in ((), ("tp",), ("data",), ("data", "tp")):
             counted = [p for p in self._parameters.get(over, ()) if id(p) not in self._copies]
             found = [_local(p.grad) for p in counted if p.grad is not None]
             squares = _sum_of_squares(found, device)
@@ -103,7 +102,8 @@ class GradientNorm:
             dimensions = parameter.device_mesh.mesh_dim_names or ("tp",)
             placed = zip(dimensions, parameter.placements, strict=True)
             names |= {name for name, placement in placed if isinstance(placement, Shard | _StridedShard)}
-        return tuple(name for name in (self._data, "tp") if name in names)
+        data = names & set(self._mesh.data.mesh_dim_names or ())
+        return (("data",) if data else ()) + (("tp",) if "tp" in names else ())
 
 
 def _copies(model: nn.Module) -> Iterable[nn.Parameter]:

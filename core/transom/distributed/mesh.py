@@ -83,8 +83,8 @@ class ParallelMesh:
         return self.device_mesh["dp"] if self.tokens is None else self.tokens
 
     def group(self, name: str) -> ProcessGroup:
-        """Give the ranks that differ from this one along one dimension alone."""
-        return self.device_mesh[name].get_group()
+        """Give the ranks that differ from this one along one dimension alone; of ``"data"``, those of `data`."""
+        return (self.data if name == "data" else self.device_mesh[name]).get_group()
 
     def place(self, name: str) -> int:
         """Say which of the ranks along a dimension this one is."""

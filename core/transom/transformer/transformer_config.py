@@ -117,7 +117,7 @@ class TransformerConfig:
         virtual_pipeline_model_parallel_size: chunks of layers per pipeline rank.
         pipeline_model_parallel_split_rank: pipeline ranks of an encoder-decoder that share the encoder's layers; the
             others share the decoder's. `None` = as is most even.
-        context_parallel_size: ranks that share a sequence.
+        context_parallel_size: ranks that share each sequence: every one has an early and a late chunk of its tokens.
         sequence_parallel: split activations between tensor-parallel regions along the sequence.
         num_layers_in_first_pipeline_stage: where stages are uneven.
         num_layers_in_last_pipeline_stage: where stages are uneven.

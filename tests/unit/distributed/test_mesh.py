@@ -47,7 +47,7 @@ def test_mesh_knows_who_shares_a_sequence_and_who_sees_other_tokens(world: None)
     assert mesh.cp_group is not None
     assert dist.get_process_group_ranks(mesh.cp_group) == [4, 6]
     assert mesh.data.mesh.tolist() == [0, 2, 4, 6]
-    assert dist.get_process_group_ranks(mesh.data.get_group()) == [0, 2, 4, 6]
+    assert dist.get_process_group_ranks(mesh.group("data")) == [0, 2, 4, 6]
 
 
 @pytest.mark.parametrize("world", [(0, 4)], indirect=True)
