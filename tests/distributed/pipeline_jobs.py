@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import model_jobs
@@ -12,15 +11,12 @@ import torch
 import torch.distributed as dist
 import transom
 from torch import nn
-from transom.checkpoint.store import open_checkpoint
 from transom.composition import build_stages
 from transom.distributed.data_parallel import shard_over_data
 from transom.distributed.gradients import GradientNorm, sum_partial_gradients
 from transom.distributed.mesh import ParallelMesh
 from transom.distributed.pipeline import Pipeline
-from transom.distributed.restore import load_sharded_training
 from transom.distributed.stages import RankStages
-from transom.distributed.store import ShardedState, save_sharded
 from transom.errors import ParallelError
 
 FIELDS = {"num_layers": 4, **state_jobs.FIELDS}
@@ -98,19 +94,6 @@ def run(
     pipeline = Pipeline(model, mesh, microbatches=2, schedule=schedule)
     seen = train(pipeline, optimizer, mesh, range(3))
     return seen, {name: state_jobs.canonical(p) for stage in model.stages for name, p in stage.named_parameters()}
-
-
-def save(folder: str, sizes: dict[str, int], group: dist.ProcessGroup) -> list[float]:
-    mesh, model, optimizer = make(sizes)
-    seen = train(Pipeline(model, mesh, microbatches=2, schedule="gpipe"), optimizer, mesh, range(2))
-    save_sharded(Path(folder), state_jobs.manifest(2), ShardedState.of(model, optimizer, mesh), mesh)
-    return seen
-
-
-def load(folder: str, sizes: dict[str, int], group: dist.ProcessGroup) -> list[float]:
-    mesh, model, optimizer = make(sizes, seed=9)
-    load_sharded_training(open_checkpoint(folder), model, optimizer, mesh)
-    return train(Pipeline(model, mesh, microbatches=2, schedule="gpipe"), optimizer, mesh, range(2, 3))
 
 
 def refusals(sizes: dict[str, int], group: dist.ProcessGroup) -> list[str]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pipeline_jobs
 import pytest
-import state_jobs
 import torch
 from transom.testing.ranks import ranks
 
@@ -56,15 +54,3 @@ def test_pipeline_refuses_what_it_cannot_run() -> None:
             "the schedule 'interleaved' cannot run 1 stage a rank.",
             "a batch of 3 sequences does not divide into 4 parts.",
         ]
-
-
-@pytest.mark.parametrize("loaded", [{"pp": 2}, {"pp": 4}, {"pp": 2, "tp": 2}], ids=str)
-@pytest.mark.parametrize("saved", [{"pp": 2}, {"pp": 2, "tp": 2}], ids=str)
-def test_stages_go_on_from_what_other_cuts_saved(tmp_path: Path, saved: dict[str, int], loaded: dict[str, int]) -> None:
-    expected, _ = pipeline_jobs.alone(3)
-    for seen in ranks(saved["pp"] * saved.get("tp", 1)).run(pipeline_jobs.save, str(tmp_path), saved):
-        assert seen == pytest.approx(expected[:6], rel=1e-6)
-    for seen in ranks(loaded["pp"] * loaded.get("tp", 1)).run(pipeline_jobs.load, str(tmp_path), loaded):
-        assert seen == pytest.approx(expected[6:], rel=1e-6)
-    _, weights = state_jobs.load(str(tmp_path), None, num_layers=4)
-    assert len(weights) > 0

@@ -8,13 +8,13 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor.placement_types import Shard
 
 from transom.distributed.mesh import ParallelMesh
 from transom.errors import ParallelError
 
-__all__ = ["shard_over_data"]
+__all__ = ["put_to_rest", "shard_over_data"]
 
 
 def shard_over_data(
@@ -56,6 +56,22 @@ def shard_over_data(
         fully_shard(layer, mesh=dp, mp_policy=policy, shard_placement_fn=place, reshard_after_forward=drop)
     fully_shard(model, mesh=dp, mp_policy=policy, shard_placement_fn=place, reshard_after_forward=drop)
     return model
+
+
+def put_to_rest(model: nn.Module) -> None:
+    """Drop what is gathered of parameters: a forward pass without a backward pass leaves some of them so.
+
+    A model's parameters are those that its optimizer knows only at rest; what saves or fills them calls this first.
+
+    Args:
+        model: split by `shard_over_data`, or not.
+
+    Example:
+        >>> put_to_rest(nn.Linear(2, 2))
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def _layers(model: nn.Module) -> Iterator[nn.Module]:

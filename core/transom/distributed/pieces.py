@@ -111,7 +111,10 @@ def optimizer_pieces(
         the pieces by key; scalars are wholes of shape ``[1]``.
     """
     found: Pieces = {}
-    for entry in _entries(model, tensor_parallel_rank, apart).values():
+    entries = _entries(model, tensor_parallel_rank, apart)
+    described = {id(entry.data) for entry in entries.values()}
+    assert all(id(parameter) in described for parameter in optimizer.state), "its parameters are the model's"
+    for entry in entries.values():
         for name, value in optimizer.state.get(entry.data, {}).items():
             for piece in _state_pieces(entry, name, value):
                 found.setdefault(piece.key, piece)

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from transom.checkpoint.store import Checkpoint, save_checkpoint
 from transom.composition import build, build_stages, check_ranks
 from transom.distributed.agreement import together, told_by_first
-from transom.distributed.data_parallel import shard_over_data
+from transom.distributed.data_parallel import put_to_rest, shard_over_data
 from transom.distributed.gradients import GradientNorm, sum_partial_gradients
 from transom.distributed.launch import as_one_of
 from transom.distributed.mesh import ParallelMesh
@@ -354,6 +354,7 @@ class RankTeam:
         afterwards: Callable[[], None],
     ) -> None:
         """Begin to write a checkpoint, of which each rank writes its part."""
+        put_to_rest(model)
         state = ShardedState.of(model, optimizer, self.mesh)
         self._saver.save(folder, manifest, state, files, afterwards if self.is_first else lambda: None)
 
@@ -363,6 +364,7 @@ class RankTeam:
 
     def load(self, checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, seed: int) -> None:
         """Put a training back, whoever wrote it."""
+        put_to_rest(model)
         if not load_sharded_training(checkpoint, model, optimizer, self.mesh):
             torch.manual_seed(_mixed(seed, checkpoint.manifest.step, self._stream))
 
