@@ -177,7 +177,7 @@ def _of(kind: Callable[..., ArchitectureRequest], masks: frozenset[str]) -> _Req
 
 
 _ARCHITECTURES: dict[str, _Request] = {
-    "mlp": _of(MLPRequest, frozenset()),
+    "mlp": _of(partial(MLPRequest, after_norm=True), frozenset()),
     "self_attention": _of(AttentionRequest, frozenset({"causal"})),
     "cross_attention": _of(AttentionRequest, frozenset()),
     "layer": _of(LayerRequest, frozenset({"causal"})),

@@ -47,7 +47,7 @@ _PLAIN: Mapping[str, Callable[[BuildContext], Request]] = {
     "kv_cache": lambda c: KVCacheRequest(
         context=c, windows=((8, 0), None), num_query_groups=2, head_size=16, value_head_size=16
     ),
-    "mlp": lambda c: MLPRequest(context=c, config=config_for(params_dtype=c.dtype)),
+    "mlp": lambda c: MLPRequest(context=c, config=config_for(params_dtype=c.dtype), after_norm=True),
     "self_attention": _attention,
     "cross_attention": _attention,
     "layer": lambda c: LayerRequest(context=c, config=config_for(params_dtype=c.dtype)),

@@ -12,7 +12,7 @@ from torch import nn
 __all__ = ["mark_own_parameters", "mark_partial_gradients", "own_parameters", "partial_gradients"]
 
 
-def mark_partial_gradients(module: object) -> None:
+def mark_partial_gradients(module: object, names: tuple[str, ...] = ()) -> None:
     """Say that each tensor-parallel rank computes with a part of what these replicated parameters act on.
 
     Their gradients are then parts of a sum that nobody has taken yet: those of norms of heads, which are split over the
@@ -20,8 +20,9 @@ def mark_partial_gradients(module: object) -> None:
 
     Args:
         module: whose parameters they are.
+        names: of some parameters of its own; empty = all that are in it.
     """
-    module.__dict__["gradients_are_partial"] = True
+    module.__dict__["gradients_are_partial"] = names or True
 
 
 def partial_gradients(module: nn.Module) -> Iterator[nn.Parameter]:
@@ -60,5 +61,11 @@ def own_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def _marked(module: nn.Module, mark: str) -> Iterator[nn.Parameter]:
-    marked = (part for part in module.modules() if part.__dict__.get(mark, False))
-    yield from {id(parameter): parameter for part in marked for parameter in part.parameters()}.values()
+    found = ((part, part.__dict__.get(mark, False)) for part in module.modules())
+    yield from {
+        id(parameter): parameter
+        for part, names in found
+        if names
+        for name, parameter in part.named_parameters()
+        if names is True or name in names
+    }.values()

@@ -8,12 +8,25 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
+from transom.registry.implementation import Implementation
 from transom.registry.verdict import unmet_requirements
 from transom_te_linear.installation import import_failure
 
 STAND_IN = Path(__file__).parent / "stand_in"
 DISTRIBUTIONS = ("transformer_engine", "transformer_engine_torch", "transformer_engine_cu13")
+
+PLACES = {
+    "column_linear": ("te_linear", "linear:TeColumnLinear"),
+    "row_linear": ("te_linear", "linear:TeRowLinear"),
+    "norm": ("te_norm", "norm:TeNorm"),
+    "norm_linear": ("te_layernorm_linear", "norm_linear:TeNormLinear"),
+    "activation": ("te_activation", "activation:TeActivation"),
+    "core_attention": ("te_attention", "attention:TeAttention"),
+    "mlp": ("te_layernorm_mlp", "mlp:TeNormMLP"),
+}
+"""What fills each slot, and where it is."""
 
 Install = Callable[..., Path]
 
@@ -55,3 +68,21 @@ def install(site: Path) -> Install:
         return site
 
     return make
+
+
+def implementation_on_the_cpu(slot: str) -> Implementation:
+    """Give an implementation with a card that declares the CPU and float32, where the stand-in runs."""
+    name, value = PLACES[slot]
+    found = Implementation(slot, name, "transom-te-linear", "0.1.0", f"transom_te_linear.{value}")
+    dtypes = ("float32", *(dtype for dtype in found.card.dtypes if dtype != "float32"))
+    card = msgspec.structs.replace(
+        found.card, devices=("cpu",), min_compute_capability=None, dtypes=dtypes, requires=()
+    )
+    found.__dict__["_card"] = (card, None)
+    return found
+
+
+@pytest.fixture
+def on_the_cpu() -> Callable[[str], Implementation]:
+    """Give `implementation_on_the_cpu`."""
+    return implementation_on_the_cpu

@@ -14,7 +14,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 from transom import TransformerConfig
+from transom.transformer.partial_gradients import partial_gradients
 from transom_te_linear.linear import TeColumnLinear, TeRowLinear
+from transom_te_linear.mlp import TeNormMLP
+from transom_te_linear.norm_linear import TeNormLinear
 
 H, FFN = 16, 24
 
@@ -28,7 +31,8 @@ def run(case: dict, given: dict, group: dist.ProcessGroup | None) -> dict:
     shared = {"config": config, "init_method": nn.init.normal_, "bias": True, "is_expert": False,
               "tp_comm_buffer_name": "fc", "tp_group": group}  # fmt: skip
     torch.manual_seed(3)
-    fc1 = TeColumnLinear(H, 2 * FFN, gather_output=False, skip_bias_add=case["skip"], stride=2, **shared)
+    kind = TeNormLinear if case["norms"] else TeColumnLinear
+    fc1 = kind(H, 2 * FFN, gather_output=False, skip_bias_add=case["skip"], stride=2, **shared)
     fc2 = TeRowLinear(FFN, H, input_is_parallel=True, skip_bias_add=case["skip"], **shared)
     rank, size = (0, 1) if group is None else (group.rank(), group.size())
     with torch.no_grad():
@@ -44,11 +48,43 @@ def run(case: dict, given: dict, group: dist.ProcessGroup | None) -> dict:
     (out * direction).sum().backward()
     for linear in (fc2, fc1):
         linear.backward_dw()
+    sum_partial_gradients(fc1, group)
     grads = {f"{n}.{k}": p.grad for n, linear in (("fc1", fc1), ("fc2", fc2)) for k, p in linear.named_parameters()}
     weights = {"fc1": fc1.weight.detach(), "fc2": fc2.weight.detach()}
     shards = {**fc1.sharded_state_dict("fc1."), **fc2.sharded_state_dict("fc2.")}
     shapes = {name: (shard.global_shape, shard.global_offset) for name, shard in shards.items()}
     return {"out": out.detach(), "x": x.grad, "grads": grads, "weights": weights, "shapes": shapes}
+
+
+def run_mlp(case: dict, given: dict, group: dist.ProcessGroup | None) -> dict:
+    """Run the MLP that brings its norm along."""
+    config = TransformerConfig(
+        num_layers=1, hidden_size=H, num_attention_heads=4, sequence_parallel=case["sequence"] and group is not None,
+        tensor_model_parallel_size=1 if group is None else group.size(), ffn_hidden_size=FFN,
+        activation_func="silu", gated_linear_unit=True,
+    )  # fmt: skip
+    torch.manual_seed(3)
+    mlp = TeNormMLP(config, tp_group=group)
+    rank, size = (0, 1) if group is None else (group.rank(), group.size())
+    with torch.no_grad():
+        mlp.fc1_bias.copy_(given["bias"].view(2, size, -1)[:, rank].flatten())
+        mlp.fc2_bias.copy_(given["out_bias"])
+    cut = size if config.sequence_parallel else 1
+    x, direction = (given[name].chunk(cut, dim=1)[rank if cut > 1 else 0] for name in ("x", "direction"))
+    x = x.clone().requires_grad_()
+    out, bias = mlp(x)
+    out = out + bias
+    (out * direction).sum().backward()
+    sum_partial_gradients(mlp, group)
+    grads = {name: parameter.grad for name, parameter in mlp.named_parameters()}
+    shards = mlp.sharded_state_dict("mlp.")
+    return {"out": out.detach(), "x": x.grad, "grads": grads, "keys": sorted(shards)}
+
+
+def sum_partial_gradients(module: nn.Module, group: dist.ProcessGroup | None) -> None:
+    """Do what a trainer does with the gradients that the ranks have parts of."""
+    for parameter in partial_gradients(module) if group is not None else ():
+        dist.all_reduce(parameter.grad, group=group)
 
 
 if __name__ == "__main__":
@@ -58,5 +94,8 @@ if __name__ == "__main__":
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=120)
     )
     loaded = torch.load(folder / "given.pt")
-    torch.save([run(case, loaded["given"], dist.group.WORLD) for case in loaded["cases"]], folder / f"{rank}.pt")
+    found = [
+        (run_mlp if case["kind"] == "mlp" else run)(case, loaded["given"], dist.group.WORLD) for case in loaded["cases"]
+    ]
+    torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()

@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from .on_ranks import FFN, H, run
+from .on_ranks import FFN, H, run, run_mlp
 
 pytestmark = pytest.mark.multiprocess
 
-CASES = [
-    {"sequence": sequence, "delay": delay, "skip": skip} for sequence, delay, skip in product((False, True), repeat=3)
+LINEARS = [
+    {"kind": "linears", "sequence": sequence, "delay": delay, "skip": skip, "norms": norms}
+    for sequence, delay, skip, norms in product((False, True), repeat=4)
 ]
+MLPS = [{"kind": "mlp", "sequence": sequence} for sequence in (False, True)]
+CASES = LINEARS + MLPS
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +60,7 @@ def _whole(pieces: list[torch.Tensor], dim: int, stride: int = 1) -> torch.Tenso
     return torch.cat(apart, dim=dim + 1).flatten(dim, dim + 1)
 
 
-@pytest.mark.parametrize("number", range(len(CASES)), ids=[str(case) for case in CASES])
+@pytest.mark.parametrize("number", range(len(LINEARS)), ids=[str(case) for case in LINEARS])
 def test_two_ranks_compute_what_one_does(number, given, of_two, install):
     install()
     case, pieces = CASES[number], [rank[number] for rank in of_two]
@@ -74,7 +77,28 @@ def test_two_ranks_compute_what_one_does(number, given, of_two, install):
         found = _whole([g[name] for g in grads], dim, stride)
         torch.testing.assert_close(found, one["grads"][name], rtol=1e-4, atol=1e-4)
     for each in grads:
-        torch.testing.assert_close(each["fc2.bias"], one["grads"]["fc2.bias"], rtol=1e-4, atol=1e-4)
+        for name in ("fc2.bias", *(["fc1.norm_weight", "fc1.norm_bias"] if case["norms"] else [])):
+            torch.testing.assert_close(each[name], one["grads"][name], rtol=1e-4, atol=1e-4)
     assert pieces[1]["shapes"]["fc1.weight"] == ((2 * FFN, H), (FFN, 0))
     assert pieces[1]["shapes"]["fc2.weight"] == ((H, FFN), (0, FFN // 2))
     assert pieces[1]["shapes"]["fc2.bias"] == ((H,), (0,))
+
+
+@pytest.mark.parametrize("case", MLPS, ids=str)
+def test_two_ranks_compute_an_mlp_as_one_does(case, given, of_two, install):
+    install()
+    pieces, one = [rank[CASES.index(case)] for rank in of_two], run_mlp(case, given, None)
+    for name in ("out", "x"):
+        found = [piece[name] for piece in pieces]
+        for whole in [torch.cat(found, dim=1)] if case["sequence"] else found:
+            torch.testing.assert_close(whole, one[name], rtol=1e-5, atol=1e-5)
+    grads = [piece["grads"] for piece in pieces]
+    for name, dim, stride in (("fc1_weight", 0, 2), ("fc1_bias", 0, 2), ("fc2_weight", 1, 1)):
+        found = _whole([each[name] for each in grads], dim, stride)
+        torch.testing.assert_close(found, one["grads"][name], rtol=1e-4, atol=1e-4)
+    for each in grads:
+        for name in ("norm_weight", "norm_bias", "fc2_bias"):
+            torch.testing.assert_close(each[name], one["grads"][name], rtol=1e-4, atol=1e-4)
+    assert pieces[0]["keys"] == sorted(
+        f"mlp.{name}.{kind}" for name in ("norm", "linear_fc1", "linear_fc2") for kind in ("weight", "bias")
+    )

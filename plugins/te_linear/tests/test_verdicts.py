@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import transom
 from transom import BuildContext
+from transom.errors import SpecError
 from transom.registry.policy import Policy
 from transom.registry.registry import default_registry
 from transom.registry.verdict import judge
 from transom.slots import SLOTS
-from transom.slots.layer import LayerRequest
 from transom.testing.requests import plain_request
 from transom.testing.subject import config_for
 
@@ -22,20 +23,26 @@ NAMES = {
     "column_linear": "te_linear",
     "row_linear": "te_linear",
     "norm": "te_norm",
+    "norm_linear": "te_layernorm_linear",
     "activation": "te_activation",
     "core_attention": "te_attention",
-    "layer": "te_layer",
+    "mlp": "te_layernorm_mlp",
 }
-FEATURES = {"norm": {"layernorm"}, "activation": {"gelu_tanh"}, "core_attention": {"causal"}}
+FEATURES = {
+    "norm": {"layernorm"},
+    "norm_linear": {"rmsnorm"},
+    "activation": {"gelu_tanh"},
+    "core_attention": {"causal"},
+}
 INSTALL = "pip install --no-build-isolation 'transom-te-linear[te]'"
 EACH = pytest.mark.parametrize("slot", list(NAMES))
 
 
 def verdict(slot: str, context: BuildContext = H100, **config):
     request = plain_request(slot, context, frozenset(FEATURES.get(slot, ())))
-    if slot == "layer":
+    if slot == "mlp":
         settings = config_for(params_dtype=context.dtype, **({"activation_func": "gelu_tanh"} | config))
-        request = LayerRequest(context=context, config=settings)
+        request = replace(request, config=settings)
     found = judge(default_registry().get(slot, f"transom-te-linear/{NAMES[slot]}"), SLOTS[slot], request, Policy())
     return found.stage, found.reason, found.hint
 
@@ -113,32 +120,40 @@ def test_verdict_when_all_is_there(slot, install):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"pre_layernorm": False, "post_attention_layernorm": True}, "the layer has no norms to fuse"),
-        ({"fp32_residual_connection": True}, "its fused norms do not narrow a float32 residual stream"),
-        ({"delay_wgrad_compute": True}, "its fused parts do not put weight gradients off"),
-        ({"activation_func": "gelu"}, "its MLP knows gelu_tanh, silu, relu, squared_relu, quick_gelu, not gelu"),
-        ({"parallel_residual": True}, "its MLP does not read the layer's input"),
-        (
-            {"gated_linear_unit": True, "activation_func_clamp_value": 7.0},
-            "its MLP neither clamps nor shifts",
-        ),
-        (
-            {"recompute_granularity": "selective", "recompute_modules": ("layernorm",)},
-            "a fused norm cannot be recomputed by itself",
-        ),
+        ({"delay_wgrad_compute": True}, "it does not put weight gradients off"),
+        ({"activation_func": "gelu"}, "it knows gelu_tanh, silu, relu, squared_relu, quick_gelu, not gelu"),
+        ({"gated_linear_unit": True, "activation_func_clamp_value": 7.0}, "it neither clamps nor shifts"),
+        ({"ffn_dropout": 0.1}, "it drops nothing inside"),
     ],
 )
-def test_verdict_says_what_the_fused_layer_cannot(config, said, install):
+def test_verdict_says_what_the_fused_mlp_cannot(config, said, install):
     install()
-    assert verdict("layer", **config)[:2] == ("supports", said)
+    assert verdict("mlp", **config)[:2] == ("supports", said)
 
 
-def test_verdict_refuses_cross_attention_in_the_fused_layer(install):
-    install()
+def judged(slot: str, **changes):
     settings = config_for(params_dtype="bfloat16", activation_func="relu")
-    request = LayerRequest(context=H100, config=settings, cross_attention=True)
-    found = judge(default_registry().get("layer", "te_layer"), SLOTS["layer"], request, Policy())
-    assert found.reason == "it has no cross-attention"
+    request = replace(plain_request(slot, H100, frozenset(FEATURES.get(slot, ()))), **changes)
+    request = replace(request, config=settings) if slot == "mlp" else request
+    found = judge(default_registry().get(slot, NAMES[slot]), SLOTS[slot], request, Policy())
+    return found.stage, found.reason
+
+
+def test_verdict_refuses_an_expert_and_an_mlp_without_a_norm_before_it(install):
+    install()
+    assert judged("mlp", is_expert=True) == ("supports", "it is neither an expert nor as wide as another input")
+    assert judged("mlp", after_norm=False) == (
+        "features", "it brings a norm along, and none stands before this place that feeds it alone"
+    )  # fmt: skip
+
+
+def test_verdict_refuses_sizes_that_cannot_be_split(install):
+    install()
+    context = replace(H100, tensor_parallel_size=5)
+    said = "ffn_hidden_size 96 does not divide into 1 matrices over 5 ranks each"
+    assert judged("mlp", context=context) == ("supports", said)
+    said = "output_size 48 does not divide into 1 matrices over 5 ranks each"
+    assert judged("norm_linear", context=context) == ("supports", said)
 
 
 def test_verdict_refuses_sinks_beside_masks_that_are_drawn(install):
@@ -165,14 +180,15 @@ def test_bundle_falls_through_with_one_line_each(site, caplog):
     with caplog.at_level(logging.INFO, "transom"):
         made = transom.plan(spec, registry=registry)
     chosen = {node.slot: node.resolution.chosen.name for node in made.nodes()}
-    assert {slot: chosen[slot] for slot in NAMES} == {
+    assert {slot: chosen[slot] for slot in NAMES if slot in chosen} == {
         "column_linear": "parallel_linear",
         "row_linear": "parallel_linear",
         "norm": "torch_norm",
         "activation": "torch_activation",
         "core_attention": "torch_dot_product",
-        "layer": "transformer_layer",
+        "mlp": "mlp",
     }
+    assert "norm_linear" not in chosen
     passed_over = [record.getMessage() for record in caplog.records if "passed over" in record.getMessage()]
     assert len(passed_over) == len(NAMES)
     assert all("(requires): it requires transformer-engine>=2.20" in line for line in passed_over)
@@ -180,19 +196,38 @@ def test_bundle_falls_through_with_one_line_each(site, caplog):
 
 def test_plan_says_what_is_fused_and_how(install):
     install()
-    options = {"layer/te_layer": {"recipe": "delayed"}, "row_linear/te_linear": {"recipe": "delayed"}}
+    delayed, current = {"recipe": "delayed"}, {"recipe": "current"}
+    options = {"mlp/te_layernorm_mlp": delayed, "norm_linear/te_layernorm_linear": current}
     made = transom.plan(SPEC, device="meta", dtype="bfloat16", options=options)
-    said = " ".join(str(made).split())
-    assert "serves by LayerNormLinear, LayerNormMLP; FP8, delayed scaling (max of 1024, margin 0)" in said
-    assert made.root.parts["layers"][0].parts["linear_proj"].path == "layers.0.self_attention.linear_proj"
+    nodes = {node.path: node for node in made.nodes()}
+    notes = {path: nodes[f"layers.0.{path}"].note for path in ("self_attention.linear_qkv", "mlp")}
+    assert notes == {
+        "self_attention.linear_qkv": "FP8, current scaling",
+        "mlp": "FP8, delayed scaling (max of 1024, margin 0)",
+    }
+    assert nodes["layers.0.input_layernorm"].within == "layers.0.self_attention.linear_qkv"
+    assert nodes["layers.0.pre_mlp_layernorm"].within == "layers.0.mlp"
+    assert nodes["final_layernorm"].resolution.chosen.name == "te_norm"
+
+
+@pytest.mark.parametrize("slot", ["norm_linear", "mlp"])
+def test_plan_refuses_a_recipe_that_the_device_does_not_know(slot, install):
+    install()
+    context = replace(H100, compute_capability=(8, 0))
+    request = plain_request(slot, context, frozenset(FEATURES.get(slot, ())))
+    builder = default_registry().get(slot, NAMES[slot]).load()
+    with pytest.raises(SpecError, match="recipe 'block' needs compute capability") as caught:
+        builder.describe(request, builder.Options(recipe="block"))
+    assert caught.value.path == "options.recipe"
+    assert caught.value.what == "recipe 'block' needs compute capability 9.0, this device has 8.0."
 
 
 def test_importing_the_plugin_imports_no_transformer_engine(install):
     site = install()
     code = (
         f"import sys; sys.path.insert(0, {str(site)!r})\n"
-        "import transom_te_linear.linear, transom_te_linear.layer, transom_te_linear.attention\n"
-        "import transom_te_linear.activation, transom_te_linear.norm\n"
+        "import transom_te_linear.linear, transom_te_linear.norm_linear, transom_te_linear.mlp\n"
+        "import transom_te_linear.attention, transom_te_linear.activation, transom_te_linear.norm\n"
         "print(*(name for name in sys.modules if name.startswith('transformer_engine')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -38,7 +38,7 @@ def cases(subject: Subject) -> Iterator[Case]:
 
 
 def _request(subject: Subject, kind: str, dtype: str, **fields: Any) -> MLPRequest:
-    return MLPRequest(context=subject.context(dtype), config=variant(kind, dtype), **fields)
+    return MLPRequest(context=subject.context(dtype), config=variant(kind, dtype), after_norm=True, **fields)
 
 
 def _make(subject: Subject, kind: str, dtype: str, **sizes: Any) -> nn.Module:

@@ -26,30 +26,31 @@ if TYPE_CHECKING:
     from transom import TransformerConfig
     from transom.slots.linear import ColumnLinearBuilder, LinearRequest, RowLinearBuilder
 
-__all__ = ["TeColumnLinear", "TeRowLinear"]
+__all__ = ["TeColumnLinear", "TeLinear", "TeRowLinear", "check_split"]
 
 _NAMES = {"weight": "weight", "bias": "bias"}
 
 
-class _TeLinear(TeHost):
-    """What both linears do with the one inside."""
+class TeLinear(TeHost):
+    """What linears do with the module inside: scale, put the sequence first, count gradients that are put off."""
 
     weight: Tensor
     bias: Tensor | None
     Options = TeOptions
 
-    def _start(self, config: TransformerConfig, ranks: Ranks, options: TeOptions | None, *, splits: bool) -> None:
+    def start(self, config: TransformerConfig, ranks: Ranks, options: TeOptions | None, *, splits: bool) -> None:
+        """Note how to compute; ``splits``: sequence parallelism, where the config asks for it, applies."""
         self.ranks, self.options = ranks, options or TeOptions()
         self.sequence = config.sequence_parallel and ranks.size > 1 and splits
         self.delays = config.delay_wgrad_compute
         self.put_off = 0
 
-    def _product(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor, apply: Callable[..., tuple[Tensor, Tensor | None]] = engine.apply_linear) -> Tensor:
         """Map ``[..., in]`` to ``[..., out]``, with the bias only where the inner linear adds it."""
         with engine.scaling(self.options):
             if self.sequence:
                 x = x.transpose(0, 1)  # [b, s/p, in] -> [s/p, b, in]
-            out, _ = engine.apply_linear(self.inner, x, self.first_microbatch())
+            out, _ = apply(self.inner, x, self.first_microbatch())
         if self.delays and out.requires_grad:
             out.register_hook(self._count)  # type: ignore[no-untyped-call]
         return out.transpose(0, 1) if self.sequence else out
@@ -75,7 +76,7 @@ class _TeLinear(TeHost):
 
 
 @final
-class TeColumnLinear(_TeLinear):
+class TeColumnLinear(TeLinear):
     """A linear whose outputs are split over the tensor-parallel ranks.
 
     Args:
@@ -114,8 +115,10 @@ class TeColumnLinear(_TeLinear):
         options: TeOptions | None = None,
     ) -> None:
         super().__init__()
-        self._start(config, Ranks.of(tp_group), options, splits=not is_expert)
-        _check(f"column linear {input_size} -> {output_size}", self.ranks, output_size, stride, gathers=gather_output)
+        self.start(config, Ranks.of(tp_group), options, splits=not is_expert)
+        check_split(
+            f"column linear {input_size} -> {output_size}", self.ranks, output_size, stride, gathers=gather_output
+        )
         adds = bias and not skip_bias_add and not self.delays
         self.adopt(
             engine.make_linear(
@@ -171,7 +174,7 @@ class TeColumnLinear(_TeLinear):
         Returns:
             ``[..., out/p]`` of the whole sequence; and the bias when it was not added.
         """
-        out = self._product(x)
+        out = self.product(x)
         if self.adds_bias and self.bias is not None:
             out = out + self.bias
         return out, self.bias if self.gives_bias else None
@@ -192,7 +195,7 @@ class TeColumnLinear(_TeLinear):
 
 
 @final
-class TeRowLinear(_TeLinear):
+class TeRowLinear(TeLinear):
     """A linear whose inputs are split over the tensor-parallel ranks; the sum of the ranks' products is the output.
 
     Args:
@@ -229,8 +232,10 @@ class TeRowLinear(_TeLinear):
         options: TeOptions | None = None,
     ) -> None:
         super().__init__()
-        self._start(config, Ranks.of(tp_group), options, splits=not is_expert)
-        _check(f"row linear {input_size} -> {output_size}", self.ranks, input_size, 1, scatters=not input_is_parallel)
+        self.start(config, Ranks.of(tp_group), options, splits=not is_expert)
+        check_split(
+            f"row linear {input_size} -> {output_size}", self.ranks, input_size, 1, scatters=not input_is_parallel
+        )
         self.adopt(
             engine.make_linear(
                 input_size,
@@ -284,7 +289,7 @@ class TeRowLinear(_TeLinear):
             ``[..., out]``, the same on every rank, or with sequence parallelism this rank's ``[b, s/p, out]``; and the
             bias when it was not added.
         """
-        out, bias = self._product(x), self.bias
+        out, bias = self.product(x), self.bias
         if bias is not None and self.sequence:  # each rank adds it to its part of the sequence: its gradients add up
             bias = copy_to_ranks(bias, self.ranks)
         if self.skip_bias_add or bias is None:
@@ -307,7 +312,9 @@ class TeRowLinear(_TeLinear):
         return state
 
 
-def _check(of: str, ranks: Ranks, size: int, stride: int, *, gathers: bool = False, scatters: bool = False) -> None:
+def check_split(
+    of: str, ranks: Ranks, size: int, stride: int, *, gathers: bool = False, scatters: bool = False
+) -> None:
     """Refuse what Transformer Engine does not do.
 
     Raises:

@@ -11,7 +11,7 @@ __all__ = ["TeOptions"]
 @final
 @dataclass(frozen=True, kw_only=True)
 class TeOptions:
-    """Options of ``te_linear`` and ``te_layer``.
+    """Options of ``te_linear``, ``te_layernorm_linear`` and ``te_layernorm_mlp``.
 
     Args:
         recipe: how numbers are scaled to FP8: ``"delayed"``, by the largest of earlier steps; ``"current"``, by the

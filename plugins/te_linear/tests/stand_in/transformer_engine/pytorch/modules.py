@@ -140,30 +140,31 @@ def _first(exchange, x, ranks):
     return exchange(x.transpose(0, 1), ranks).transpose(0, 1)
 
 
-class LayerNormLinear(Base):
+class LayerNormLinear(Linear):
     def __init__(self, in_features, out_features, eps=1e-5, sequence_parallel=False, tp_group=None, tp_size=1,
                  bias=True, normalization="LayerNorm", return_bias=False, params_dtype=None, parallel_mode=None,
                  zero_centered_gamma=False, device="cuda", ub_overlap_ag=False, ub_name=None,
                  delay_wgrad_compute=False):  # fmt: skip
-        super().__init__()
+        Base.__init__(self)
         self.fill("layer_norm_weight", (in_features,), params_dtype, device)
         self.layer_norm_bias = None
         if normalization == "LayerNorm":
             del self.layer_norm_bias
             self.fill("layer_norm_bias", (in_features,), params_dtype, device)
-        self.fill("weight", (out_features, in_features), params_dtype, device)
+        assert parallel_mode == "column"
+        self.ranks, self.mode, self.sequence = Ranks.of(tp_group), parallel_mode, sequence_parallel
+        assert tp_size == self.ranks.size
+        self.fill("weight", (out_features // tp_size, in_features), params_dtype, device)
         if bias:
-            self.fill("bias", (out_features,), params_dtype, device)
+            self.fill("bias", (out_features // tp_size,), params_dtype, device)
         else:
             self.bias = torch.Tensor().to(dtype=params_dtype)
         self.told = (normalization, eps, zero_centered_gamma)
         self.use_bias, self.return_bias = bias, return_bias
+        self.store = queue.Queue() if delay_wgrad_compute else None
 
     def forward(self, inp, is_first_microbatch=None):
-        self.note()
-        x = _norm(inp, self.layer_norm_weight, self.layer_norm_bias, *self.told)
-        out = F.linear(x, self.weight, self.bias if self.use_bias and not self.return_bias else None)
-        return (out, self.bias) if self.return_bias else out
+        return super().forward(_norm(inp, self.layer_norm_weight, self.layer_norm_bias, *self.told))
 
 
 class LayerNormMLP(Base):
@@ -178,10 +179,14 @@ class LayerNormMLP(Base):
             del self.layer_norm_bias
             self.fill("layer_norm_bias", (hidden_size,), params_dtype, device)
         gated = activation.endswith("glu")
-        self.fill("fc1_weight", ((2 if gated else 1) * ffn_hidden_size, hidden_size), params_dtype, device)
-        self.fill("fc2_weight", (hidden_size, ffn_hidden_size), params_dtype, device)
+        assert set_parallel_mode
+        self.ranks, self.sequence = Ranks.of(tp_group), sequence_parallel
+        assert tp_size == self.ranks.size
+        inner = ffn_hidden_size // tp_size
+        self.fill("fc1_weight", ((2 if gated else 1) * inner, hidden_size), params_dtype, device)
+        self.fill("fc2_weight", (hidden_size, inner), params_dtype, device)
         if bias:
-            self.fill("fc1_bias", ((2 if gated else 1) * ffn_hidden_size,), params_dtype, device)
+            self.fill("fc1_bias", ((2 if gated else 1) * inner,), params_dtype, device)
             self.fill("fc2_bias", (hidden_size,), params_dtype, device)
         else:
             self.fc1_bias = self.fc2_bias = torch.Tensor().to(dtype=params_dtype)
@@ -192,5 +197,10 @@ class LayerNormMLP(Base):
     def forward(self, inp, is_first_microbatch=None):
         self.note()
         x = _norm(inp, self.layer_norm_weight, self.layer_norm_bias, *self.told)
+        if self.ranks.size > 1:
+            x = _first(gather_sequence, x, self.ranks) if self.sequence else copy_to_ranks(x, self.ranks)
         x = FUNCTIONS[self.activation](F.linear(x, self.fc1_weight, self.fc1_bias if self.use_bias else None))
-        return F.linear(x, self.fc2_weight), self.fc2_bias
+        out = F.linear(x, self.fc2_weight)
+        if self.ranks.size > 1:
+            out = _first(scatter_sequence, out, self.ranks) if self.sequence else sum_over_ranks(out, self.ranks)
+        return out, self.fc2_bias
