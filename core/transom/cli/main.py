@@ -7,15 +7,17 @@ nor a plugin.
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import select
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from functools import cached_property
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -34,7 +36,7 @@ __all__ = ["EXIT_BROKEN_PIPE", "EXIT_INTERRUPTED", "EXIT_USER_ERROR", "cli", "ma
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
-_PATIENCE = 3.0
+_PATIENCE = 10.0
 """Seconds that other ranks than the first wait before they say what is wrong."""
 
 _VERBS: Mapping[str, str] = {
@@ -195,6 +197,15 @@ def _report(error: TransomError) -> None:
     headline = click.style(f"{where}{type(error).__name__}: {error.what}", fg="red")
     details = "\n  ".join([str(error).removeprefix(error.what), *getattr(error, "__notes__", ())])
     click.echo(headline + details, err=True, color=False if os.environ.get("NO_COLOR") else None)
+    _tell_torchrun(f"{where}{type(error).__name__}: {error.what}{details}")
+
+
+def _tell_torchrun(text: str) -> None:
+    """Leave an error where ``torchrun`` looks for it, whose summary is the last that a user sees."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        with suppress(OSError):
+            Path(file).write_text(json.dumps({"message": text, "timestamp": int(time.time())}))
 
 
 def _reader_is_gone() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import click
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from transom.cli import main as cli_main
 from transom.cli.main import cli, main
 from transom.errors import ParallelError, UnknownSlotError
@@ -176,4 +178,15 @@ def test_main_lets_the_first_rank_say_what_all_know(monkeypatch, capsys, rank, t
     monkeypatch.setattr(cli_main.cli, "invoke", fail)
     assert main(["list"]) == 2
     assert capsys.readouterr().err == said
-    assert waited == ([] if rank == "0" else [3.0])
+    assert waited == ([] if rank == "0" else [10.0])
+
+
+def test_main_leaves_the_error_where_torchrun_looks_for_it(monkeypatch, capsys, verb, tmp_path):
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    verb(_raise(ParallelError("3 ranks are too many.", hint="2")))
+    assert main(["try"]) == 2
+    text = "ParallelError: 3 ranks are too many.\n  Try:        2"
+    assert capsys.readouterr().err == f"{text}\n"
+    assert json.loads(file.read_text())["message"] == text
+    assert ProcessFailure(0, 1, 2, str(file)).message == text
