@@ -86,3 +86,18 @@ def dropped(changes: dict[str, Any], group: dist.ProcessGroup) -> list[Tensor]:
     for _ in range(2):
         model(batch()[0]).sum().backward()
     return seen
+
+
+def dropped_in_one_graph(group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
+    """Compute losses under dropout, and the same compiled in one graph."""
+    changes = {"attention_dropout": 0.5, "hidden_dropout": 0.5, "sequence_parallel": True}
+    described = spec(tensor_model_parallel_size=group.size(), **changes) | {"use": PARALLEL}
+    model = transom.build(described, seed=0, tp_group=group)
+    torch.compiler.reset()
+    found = []
+    for forward in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(5 + group.rank())
+        losses = forward(batch()[0], labels=batch()[1])
+        losses.sum().backward()
+        found.append(losses.detach())
+    return found[0], found[1]

@@ -56,3 +56,8 @@ def test_ranks_drop_alike_in_the_residual_stream_and_apart_in_attention(recomput
     ):
         assert not torch.equal(*attention)
         assert torch.equal(*residual)
+
+
+def test_ranks_that_share_tokens_drop_attention_weights_in_one_graph() -> None:
+    for plain, compiled in ranks(2).run(model_jobs.dropped_in_one_graph):
+        torch.testing.assert_close(compiled, plain)

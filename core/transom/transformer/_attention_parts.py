@@ -169,14 +169,16 @@ class Drawing:
     Args:
         ranks: that share the heads.
         dropout: of attention weights.
+        alike: their generators are in the same state; under sequence parallelism they are not, and nothing is to do.
     """
 
     ranks: Ranks
     dropout: float
+    alike: bool = True
 
     def __call__(self, device: torch.device, training: bool) -> AbstractContextManager[None]:
         """Give the context to attend in."""
-        apart = training and self.dropout > 0 and self.ranks.size > 1
+        apart = training and self.dropout > 0 and self.ranks.size > 1 and self.alike
         return drawn_apart(self.ranks, device) if apart else nullcontext()
 
 

@@ -117,7 +117,7 @@ class SelfAttention(Module):
         ranks = check_ranks(config, tp_group)
         self.layer_number = layer_number
         self.shared = SharedGroup.of(ranks, config.num_query_groups)
-        self.drawing = Drawing(ranks, config.attention_dropout)
+        self.drawing = Drawing(ranks, config.attention_dropout, alike=not config.sequence_parallel)
         self.num_query_groups = max(1, config.num_query_groups // ranks.size)
         self.is_causal = attn_mask_type in (AttnMaskType.causal, AttnMaskType.padding_causal)
         self.head_size = config.kv_channels
@@ -281,7 +281,7 @@ class CrossAttention(Module):
         super().__init__(config, tp_group)
         ranks = check_ranks(config, tp_group)
         self.shared = SharedGroup.of(ranks, config.num_query_groups)
-        self.drawing = Drawing(ranks, config.attention_dropout)
+        self.drawing = Drawing(ranks, config.attention_dropout, alike=not config.sequence_parallel)
         n, g, d = config.num_attention_heads, config.num_query_groups, config.kv_channels
         self.layer_number = layer_number
         self.is_causal = attn_mask_type in (AttnMaskType.causal, AttnMaskType.padding_causal)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import torch
+from transom.transformer._attention_parts import Drawing
 from transom.transformer.collectives import Ranks
 from transom.transformer.split_random import drawn_apart
 
@@ -31,3 +32,14 @@ def test_what_is_drawn_follows_from_the_shared_generator_alone() -> None:
     """So that recomputation, which restores that generator, draws the same again."""
     assert all(torch.equal(one, other) for one, other in zip(draw(2), draw(2), strict=True))
     assert not torch.equal(draw(2)[0], draw(2, before=1)[0])
+
+
+def test_attention_leaves_the_generator_alone_where_ranks_draw_apart_anyway() -> None:
+    ranks, drawn = Ranks("", 2, 1), []
+    for alike in (True, False):
+        torch.manual_seed(0)
+        with Drawing(ranks, 0.5, alike=alike)(CPU, training=True):
+            drawn.append(torch.rand(3))
+    torch.manual_seed(0)
+    own = torch.rand(3)
+    assert [torch.equal(each, own) for each in drawn] == [False, True]
