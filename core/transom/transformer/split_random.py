@@ -5,15 +5,15 @@ Two rules make dropout over several ranks mean what it means on one:
 - where activations are the same on every rank, every rank drops the same: their generators are in the same state;
 - where each rank has another part (heads inside attention; tokens under sequence parallelism), each draws its own.
 
-Sequence parallelism seeds each rank apart for the whole run, and nothing is to do in attention. Without it, `drawn_apart`
-derives a seed from the shared generator there, so that nothing else has a state: recomputation and checkpoints need to
-know of no further generator.
+Sequence parallelism seeds each rank apart for the whole run, and nothing is to do in attention. Without it,
+`drawn_apart` derives a seed from the shared generator there, so that nothing else has a state: recomputation and
+checkpoints need to know of no further generator.
 
 That `torch.compile(fullgraph=True)` cannot trace, and no other way was found that it could. A compiled graph draws the
-seeds of all its random operations from the one generator when it starts: a state that is set in between, or numbers that
-are drawn so that ranks differ, change nothing of them (the compiler removes the latter). And dropout of weights belongs to
-the core attention, whose kernels take no generator. Compile without ``fullgraph``, which leaves the graph here and comes
-back to it; or use sequence parallelism, or no dropout of attention weights.
+seeds of all its random operations from the one generator when it starts: a state that is set in between changes nothing
+of them, and numbers that are drawn and dropped, so that ranks differ, are removed. And dropout of weights belongs to
+the core attention, whose kernels take no generator. Compile without ``fullgraph``, which leaves the graph here and
+comes back to it; or use sequence parallelism, or no dropout of attention weights.
 """
 
 from __future__ import annotations
