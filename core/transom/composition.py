@@ -191,7 +191,7 @@ def _context_ranks(config: TransformerConfig, group: torch.distributed.ProcessGr
         raise ParallelError(
             f"the model's sequences are split over {wanted} ranks, and {given} was given.",
             asked_by="config.context_parallel_size",
-            hint=f"cp_group= with {wanted} ranks, as transom train --cp makes it, or context_parallel_size: {ranks.size}",
+            hint=f"cp_group= of {wanted} ranks, as transom train --cp makes it, or context_parallel_size: {ranks.size}",
             ranks=ranks.size,
             wanted=wanted,
         )

@@ -171,7 +171,7 @@ class ContextParallelAttention(ShardedModule):
         """Put keys and values of all ranks together, in one exchange: ``[b, s/p, g, ...] -> [b, s, g, ...]``."""
         groups, sizes = key.shape[2], [key.shape[3], value.shape[3]]
         whole = self.share.whole(torch.cat([key, value], dim=-1).flatten(2))  # [b, s, g·(d + dv)]
-        whole_key, whole_value = whole.unflatten(2, (groups, -1)).split(sizes, dim=-1)
+        whole_key, whole_value = torch.unflatten(whole, 2, (groups, -1)).split_with_sizes(sizes, dim=-1)
         return whole_key, whole_value
 
     def state_dict(self, *args: Any, **options: Any) -> Any:
