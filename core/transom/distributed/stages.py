@@ -73,11 +73,14 @@ class RankStages(nn.Module):
 
     def _groups_of(self, wanted: set[tuple[int, ...]], mesh: ParallelMesh) -> dict[tuple[int, ...], ProcessGroup]:
         """Give the group of the ranks at some places of this pipeline, for those that this rank is among."""
-        ranks, place = dist.get_process_group_ranks(self._group), mesh.place("pp")
+        pipelines = mesh.device_mesh.mesh.flatten(1).T.tolist()  # [pp, ...] -> a list of ranks each
         found = {}
         for places in sorted(wanted):
-            if len(places) == len(ranks):
+            if len(places) == mesh.sizes.pp:
                 found[places] = self._group
-            elif place in places:
-                found[places] = dist.new_group([ranks[i] for i in places], use_local_synchronization=True)
+                continue
+            # Every rank makes the groups of all pipelines: torch names groups by how many a rank has made.
+            made = {tuple(ranks): dist.new_group([ranks[i] for i in places]) for ranks in pipelines}
+            if mesh.place("pp") in places:
+                found[places] = made[tuple(dist.get_process_group_ranks(self._group))]
         return found
