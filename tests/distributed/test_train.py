@@ -133,6 +133,27 @@ def test_run_goes_on_with_other_numbers_of_ranks_and_alone(described: Described,
     assert json.loads((out / "checkpoints/step-00000006/checkpoint.json").read_text())["sizes"] == {}
 
 
+def test_ranks_begin_with_the_weights_of_another_run(described: Described, alone: Path, tmp_path: Path) -> None:
+    for size in (1, 2):
+        finish(described(tmp_path / f"{size}", tp=size, steps=2, init_from=str(alone)), size)
+    assert alike(losses(tmp_path / "2"), losses(tmp_path / "1"))
+    assert losses(tmp_path / "1")[0][0] < losses(alone)[0][0] - 0.1
+
+
+def test_ranks_that_share_weights_refuse_to_begin_with_a_folder_of_hugging_face_s_form(
+    described: Described, tmp_path: Path
+) -> None:
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    ranks = start(described(tmp_path / "run", tp=2, init_from=str(folder)), 2)
+    for code, _, said in ranks:
+        assert code == 2
+        assert said.startswith(f"ParallelError: {folder} is of Hugging Face's form, of which ranks that share weights")
+        assert f"transom convert {folder} NEW, and begin with NEW" in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_run_whose_ranks_share_sequences_goes_on_where_they_share_weights(
     described: Described, alone: Path, tmp_path: Path
 ) -> None:

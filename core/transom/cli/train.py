@@ -7,7 +7,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -20,12 +20,21 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
+def _hooks_callback(
+    ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
+) -> tuple[str | dict[str, Any], ...]:
+    from transom.specs.read import read_text
+
+    return tuple(read_text(entry, "yaml", file="--hook")[0] if entry.startswith("{") else entry for entry in value)
+
+
 @click.command(
     "train",
     epilog=examples(
         "transom train tiny-llama --out runs/first",
         "transom train my-model.yaml --data texts/ --steps 2000 --use core_attention=dot_product",
         "transom train tiny-llama --out runs/first --resume",
+        "transom train runs/first --data texts/ --hook lora --out runs/adapted",
         "torchrun --nproc-per-node 2 --no-python transom train tiny-llama --dp 2 --out runs/two",
     ),
 )
@@ -45,6 +54,20 @@ __all__ = ["command"]
     multiple=True,
     help="A text file, a folder of *.txt and *.md, or token ids (.npy, .bin), in place of the spec's. Repeatable.",
 )
+@click.option(
+    "--init-from",
+    metavar="DIR",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Begin with the weights in a folder: of Hugging Face's form, of a run, or a checkpoint.",
+)
+@click.option(
+    "--hook",
+    "hooks",
+    metavar="NAME",
+    multiple=True,
+    callback=_hooks_callback,
+    help="A hook after the spec's: its name, or '{hook: NAME, options: {...}}'. Repeatable.",
+)
 @click.option("--tp", type=click.IntRange(min=1), help="Ranks that share each layer's weights; torchrun starts them.")
 @click.option("--pp", type=click.IntRange(min=1), help="Ranks that share the layers, in a pipeline.")
 @click.option("--dp", type=click.IntRange(min=1), help="Ranks that see other data; as many as are left unless given.")
@@ -61,6 +84,8 @@ def command(
     resume: bool,
     steps: int | None,
     data: tuple[str, ...],
+    init_from: Path | None,
+    hooks: tuple[str | dict[str, Any], ...],
     tp: int | None,
     pp: int | None,
     dp: int | None,
@@ -74,8 +99,9 @@ def command(
 ) -> None:
     """Train the model that a spec describes.
 
-    SPEC is a YAML, TOML or JSON file, or the name of a packaged recipe. Its train section says on what and how;
-    without one, on English text that comes with Python. The folder receives metrics.jsonl, the loss curve and
+    SPEC is a YAML, TOML or JSON file, or the name of a packaged recipe; or a folder with a model, of Hugging Face's
+    form or a run's, to begin with its weights. The spec's train section says on what and how to train; without one, on
+    English text that comes with Python. The folder receives metrics.jsonl, the loss curve and
     checkpoints; nothing in it is ever overwritten. Ctrl-C stops after the current step and saves it.
 
     A resumed run keeps its own spec, which lies in its folder: SPEC must agree in all that is computed, and where its
@@ -93,6 +119,8 @@ def command(
             steps=steps,
             data=data or None,
             seed=seed,
+            init_from=init_from,
+            hooks=hooks,
             use=use,
             device=device,
             lock=locked,
@@ -112,10 +140,10 @@ def command(
 
 
 def _say_how_to_resume(spec: str, out: Path | None) -> None:
-    from transom.specs.load import load_spec
+    from transom.pretrained.spec import read_spec
     from transom.training.run_folder import RunFolder
 
-    folder = RunFolder(out or Path("runs") / load_spec(spec).name)
+    folder = RunFolder(out or Path("runs") / read_spec(spec).name)
     if folder.spec.exists():
         again = ["transom", "train", spec, "--out", str(folder.path), "--resume"]
         click.echo(f"\nGo on with:  {shlex.join(again)}", err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -104,7 +105,16 @@ def load_weights(model: nn.Module, folder: str | Path) -> ModelSpec:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        _, *problems = (line.strip() for line in str(error).splitlines())
+        problems = [problem for line in str(error).splitlines()[1:] for problem in _problems(line.strip())]
         hint = f"the weights of the same model; transom plan {folder} shows which these are for"
         raise mismatch(str(folder), "the weights are not this model's", problems, hint=hint) from error
     return source.spec
+
+
+def _problems(line: str) -> list[str]:
+    """Say what torch says of a state that does not fit, a line for each tensor."""
+    for heading, what in (("Missing key(s)", "is missing"), ("Unexpected key(s)", "has no place in the model")):
+        if line.startswith(heading):
+            return [f"{name} {what}" for name in re.findall(r'"([^"]+)"', line)]
+    found = re.match(r"size mismatch for (\S+): .*Size\((.*)\) from .*Size\((.*)\)", line)
+    return [f"{found[1]} has shape {found[2]}; the model's is {found[3]}" if found else line]

@@ -15,7 +15,7 @@ from transom.pretrained.source import ORIGINAL
 from transom.specs.train_spec import START
 from transom.text.tokenizer import Tokenizer, load_tokenizer
 
-__all__ = ["SpecialIds", "special_ids", "tokenizer_of"]
+__all__ = ["SpecialIds", "special_ids", "tokenizer_file", "tokenizer_of"]
 
 _GENERATION = "generation_config.json"
 
@@ -57,6 +57,26 @@ def tokenizer_of(folder: str | Path) -> Tokenizer:
     if name is None or (name == "bytes" and is_converted):
         raise _without(folder, then=", and transom convert takes it along")
     return load_tokenizer(name if name == "bytes" else opened.file(name), special_tokens=is_converted)
+
+
+def tokenizer_file(folder: str | Path) -> Path | None:
+    """Find the file of the tokenizer of the model in a folder.
+
+    Args:
+        folder: as for `tokenizer_of`.
+
+    Returns:
+        its path; `None` = there is none, or the model's texts are bytes.
+
+    Raises:
+        CheckpointError: there is no model, or the file is missing or damaged.
+    """
+    folder = Path(folder)
+    if is_hugging_face(folder):
+        return folder / TOKENIZER if (folder / TOKENIZER).is_file() else None
+    opened = open_checkpoint(folder)
+    name = opened.manifest.tokenizer
+    return None if name is None or name == "bytes" else opened.file(name)
 
 
 def _without(folder: Path, then: str = "") -> CheckpointError:

@@ -15,6 +15,7 @@ from transom.checkpoint.manifest import DataPosition, Manifest, read_manifest
 from transom.checkpoint.store import list_checkpoints, open_checkpoint, prune_checkpoints
 from transom.distributed.launch import restarts
 from transom.errors import DataError
+from transom.pretrained.spec import read_spec
 from transom.specs.load import load_spec
 from transom.specs.lock import Lock, Mode, read_lock
 from transom.specs.plan import Plan, plan
@@ -27,7 +28,7 @@ from transom.training.objective import Objective, check_objective, objective_of
 from transom.training.progress import Reporter, SilentReporter
 from transom.training.randomness import seeded_generators
 from transom.training.run_folder import RunFolder
-from transom.training.settings import check_same_run, located, sequence_length, with_settings
+from transom.training.settings import check_same_run, located, other_use_of_weights, sequence_length, with_settings
 from transom.training.team import Team, team_of
 from transom.training.tensorboard import open_event_files
 from transom.training.trainer import Trainer
@@ -76,6 +77,8 @@ def train(
     steps: int | None = None,
     data: str | Sequence[str] | None = None,
     seed: int | None = None,
+    init_from: str | Path | None = None,
+    hooks: Sequence[str | Mapping[str, Any]] = (),
     use: Mapping[str, str | Sequence[str]] | None = None,
     device: str = "cpu",
     lock: str | Path | Lock | None = None,
@@ -89,7 +92,8 @@ def train(
     """Train the model of a spec as its ``train`` section says.
 
     Args:
-        spec: as for `transom.load_spec`.
+        spec: as for `transom.load_spec`; or a folder with a model to go on with: of Hugging Face's form, a run or a
+            checkpoint, whose spec it is and with whose weights training begins.
         out: folder of the run, which must be empty or absent unless `resume`; `None` = ``runs/NAME``.
         resume: go on from the newest checkpoint in the folder, under the spec that lies there: of steps and data,
             what this call gives wins, else what the run has, never what `spec` says. On one CPU, with the same versions
@@ -97,6 +101,8 @@ def train(
         steps: in place of ``train.steps``; `None` = unchanged, as for the following.
         data: in place of ``train.data``; the run keeps absolute paths.
         seed: in place of ``train.seed``; a resumed run cannot change it.
+        init_from: in place of ``train.init_from``.
+        hooks: entries after the spec's ``hooks``.
         use: entries over the spec's ``use``.
         device: where to train.
         lock: a lock or its file, whose choices are taken, as for `transom.plan`.
@@ -116,7 +122,9 @@ def train(
         OutputError: the disk is full or refuses; the last checkpoint is untouched.
         KeyboardInterrupt: it was asked to stop; what was done is saved.
     """
-    given = load_spec(spec)
+    given = read_spec(spec)
+    if init_from is None and isinstance(spec, str | Path) and Path(spec).is_dir():
+        init_from = spec
     sizes = sizes_of_run(given.config, tp=tp, pp=pp, dp=dp, cp=cp)
     with team_of(sizes, device) as team:
         reporter = reporter if reporter and team.is_first else SilentReporter()
@@ -124,9 +132,11 @@ def train(
         with team.agreed():
             resume = resume or (restarts() > 0 and folder.spec.is_file())
             if resume:
+                given = with_settings(given, hooks=hooks)
                 given = _own_spec(folder, given, {"steps": steps, "data": data}, seed, reporter)
             else:
                 folder.check_free()
+                given = with_settings(given, init_from=init_from, hooks=hooks)
             wanted = located(with_settings(given, steps=steps, data=data, seed=seed, use=use))
             planned = plan(split_over(wanted, sizes), device=device, lock=lock, lock_mode=lock_mode)
             prepared = _prepare(wanted, planned)
@@ -210,6 +220,7 @@ class _Run:
             team.check(prepared.plan)
             self.model: nn.Module = team.built(prepared.plan, self.spec.train.seed, device)
             check_objective(self.spec, self.model)
+            self._begin()
         self.trainer = Trainer(
             self.model,
             self.spec.train,
@@ -245,6 +256,16 @@ class _Run:
             if events:
                 events.close()
         return self._result(self._draw())
+
+    def _begin(self) -> None:
+        """Take over the weights that the spec begins with, unless there is a checkpoint to go on from."""
+        folder = self.spec.train.init_from
+        if folder is None or list_checkpoints(self.folder.checkpoints):
+            return
+        made_for = self.team.begin_with(self.model, Path(folder))
+        self.reporter.note(f"beginning with the weights in {folder}")
+        for line in other_use_of_weights(made_for, self.spec):
+            self.reporter.note(line)
 
     def _restore(self, plan: Plan) -> None:
         if not list_checkpoints(self.folder.checkpoints):

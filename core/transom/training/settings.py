@@ -82,12 +82,12 @@ def located(spec: ModelSpec) -> ModelSpec:
         tokenizer are the start, that is the tokenizer, unless the spec names another.
 
     Raises:
-        CheckpointError: there is no model in the folder whose weights are the start.
+        CheckpointError: the folder whose weights are the start holds no model.
     """
     data = tuple(_absolute(source, built_in="default") for source in spec.train.sources)
     start = None if spec.train.init_from is None else _absolute(spec.train.init_from, built_in=None)
     tokenizer = _absolute(spec.train.tokenizer, built_in="bytes")
-    if start is not None and tokenizer == "bytes":
+    if start is not None and tokenizer == "bytes" and Path(start).is_dir():
         tokenizer = str(tokenizer_file(start) or "bytes")
     changes = {"init_from": start, "tokenizer": tokenizer}
     if data == spec.train.sources and all(getattr(spec.train, name) == value for name, value in changes.items()):

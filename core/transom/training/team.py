@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from transom.checkpoint.store import Checkpoint, save_checkpoint
+from transom.checkpoint.hugging_face.folder import is_hugging_face
+from transom.checkpoint.store import Checkpoint, open_checkpoint, save_checkpoint
 from transom.composition import build, build_stages, check_ranks
 from transom.distributed.agreement import together, told_by_first
 from transom.distributed.data_parallel import put_to_rest, shard_over_data
@@ -20,12 +21,15 @@ from transom.distributed.gradients import GradientNorm, sum_partial_gradients
 from transom.distributed.launch import as_one_of
 from transom.distributed.mesh import ParallelMesh
 from transom.distributed.pipeline import Pipeline
-from transom.distributed.restore import load_sharded_training
+from transom.distributed.restore import load_sharded_model, load_sharded_training
 from transom.distributed.saver import BackgroundSaver
 from transom.distributed.schedule import microbatches_of, schedule_of
 from transom.distributed.sizes import ParallelSizes
 from transom.distributed.stages import RankStages
 from transom.distributed.store import ShardedState
+from transom.errors import ParallelError
+from transom.pretrained.load import load_weights
+from transom.specs.load import load_spec
 from transom.training.passes import Passes, PipelinedPasses, WholePasses
 from transom.transformer.collectives import Ranks
 from transom.transformer.context_parallel import ContextShare
@@ -33,6 +37,7 @@ from transom.transformer.context_parallel import ContextShare
 if TYPE_CHECKING:
     from transom.checkpoint.manifest import Manifest
     from transom.specs.plan import Plan
+    from transom.specs.spec import ModelSpec
     from transom.specs.train_spec import TrainSpec
     from transom.training.objective import Objective
     from transom.training.sampler import Batch
@@ -70,6 +75,10 @@ class Team(Protocol):
 
     def built(self, plan: Plan, seed: int, device: str) -> nn.Module:
         """Build what this one has of a model, with the weights of one seed."""
+        ...
+
+    def begin_with(self, model: nn.Module, folder: Path) -> ModelSpec:
+        """Put the weights of a folder into what was built, before it is taken over; give the spec of their own."""
         ...
 
     def take_over(self, model: nn.Module, settings: TrainSpec) -> None:
@@ -160,6 +169,10 @@ class Alone:
     def built(self, plan: Plan, seed: int, device: str) -> nn.Module:
         """Build it whole."""
         return build(plan, seed=seed, device=device)
+
+    def begin_with(self, model: nn.Module, folder: Path) -> ModelSpec:
+        """Load them whole."""
+        return load_weights(model, folder)
 
     def take_over(self, model: nn.Module, settings: TrainSpec) -> None:
         """Leave the model whole."""
@@ -274,6 +287,22 @@ class RankTeam:
         model = RankStages(stages, mesh)
         model.__dict__["plan"] = stages[0].plan
         return model
+
+    def begin_with(self, model: nn.Module, folder: Path) -> ModelSpec:
+        """Load them whole, or this rank's part of a checkpoint."""
+        sizes = self.mesh.sizes
+        if sizes.tp == sizes.pp == 1:
+            return load_weights(model, folder)
+        if is_hugging_face(folder):
+            raise ParallelError(
+                f"{folder} is of Hugging Face's form, of which ranks that share weights or layers cannot read a part.",
+                asked_by="train.init_from",
+                hint=f"transom convert {folder} NEW, and begin with NEW",
+                folder=folder,
+            )
+        checkpoint = open_checkpoint(folder)
+        load_sharded_model(checkpoint, model, self.mesh)
+        return load_spec(checkpoint.manifest.spec)
 
     def take_over(self, model: nn.Module, settings: TrainSpec) -> None:
         """Split the model over the ranks that see other tokens, and draw random numbers of this rank's own from now."""

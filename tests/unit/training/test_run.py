@@ -353,3 +353,46 @@ def test_checkpoint_brings_its_tokenizer_along(toy_spec, tmp_path):
 def test_runs_are_named_after_their_spec_by_default(toy_spec, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert train(toy_spec()).folder == Path("runs/toy")
+
+
+def test_run_begins_with_the_weights_of_another(toy_spec, tmp_path):
+    train(toy_spec(), out=tmp_path / "first")
+    drawn = train(toy_spec(), out=tmp_path / "drawn", steps=1)
+    reporter = Notes()
+    changed = toy_spec() | {"config": toy_spec()["config"] | {"hidden_dropout": 0.0}}
+    begun = train(changed, out=tmp_path / "begun", steps=1, init_from=tmp_path / "first", reporter=reporter)
+    assert begun.validation_loss < drawn.validation_loss - 0.05
+    assert reporter.notes[:2] == [
+        f"beginning with the weights in {tmp_path / 'first'}",
+        "config.hidden_dropout is 0.0; the weights were made for 0.2",
+    ]
+    spec = json.loads((tmp_path / "begun" / "spec.json").read_text())
+    assert spec["train"]["init_from"] == str(tmp_path / "first")
+
+
+def test_run_of_a_folder_goes_on_with_its_model_and_resumes_by_itself(toy_spec, tmp_path):
+    first = train(toy_spec(), out=tmp_path / "first")
+    begun = train(first.folder, out=tmp_path / "begun", steps=2)
+    shutil.rmtree(first.folder)
+    resumed = train(begun.folder, out=tmp_path / "begun", steps=4, resume=True)
+    whole = train(toy_spec(steps=4), out=tmp_path / "whole")
+    assert (begun.steps, resumed.steps) == (2, 4)
+    assert resumed.validation_loss < whole.validation_loss - 0.05
+
+
+def test_run_killed_before_its_first_checkpoint_begins_with_the_weights_again(toy_spec, tmp_path):
+    first = train(toy_spec(), out=tmp_path / "first")
+    once = train(first.folder, out=tmp_path / "once", steps=2)
+    shutil.copytree(once.folder, tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoints")
+    again = train(first.folder, out=tmp_path / "again", steps=2, resume=True)
+    assert _same(_weights(again), _weights(once))
+
+
+def test_run_that_cannot_begin_with_the_weights_writes_nothing(toy_spec, tmp_path):
+    train(toy_spec(), out=tmp_path / "first", steps=1)
+    wider = toy_spec() | {"config": toy_spec()["config"] | {"hidden_size": 16}}
+    with pytest.raises(CheckpointError, match="the weights are not this model's: 3 differences") as caught:
+        train(wider, out=tmp_path / "wider", init_from=tmp_path / "first")
+    assert "embedding.weight has shape [128, 8]; the model's is [128, 16]" in caught.value.problems
+    assert not (tmp_path / "wider").exists()
