@@ -91,6 +91,7 @@ def _version(distribution: str) -> str:
 
 
 _TE = ("transformer-engine", "transformer-engine-torch")
+_ZERO_CENTRED = {"normalization": "RMSNorm", "layernorm_zero_centered_gamma": True}
 _FLASH = {2: "flash-attn", 3: "fa3-fwd", 4: "flash-attn-4"}
 
 CHOICES = (
@@ -129,6 +130,17 @@ CHOICES = (
     Choice("te_norm", {"norm": "te_norm"}, _TE),
     Choice("te_activation", {"activation": "te_activation"}, _TE, config={"use_te_activation_func": True}),
     Choice("te_attention", {"core_attention": "te_attention"}, _TE),
-    Choice("te_layer", {"layer": "te_layer"}, _TE),
-    Choice("te_layer, FP8 delayed", {"layer": "te_layer"}, _TE, {"layer": {"recipe": "delayed"}}, tolerance=0.2),
+    Choice("torch_norm_linear", {"norm_linear": "torch_norm_linear"}),
+    *(
+        Choice(f"{name}{also}", {slot: name}, _TE, config=config)
+        for slot, name in (("norm_linear", "te_layernorm_linear"), ("mlp", "te_layernorm_mlp"))
+        for also, config in (("", {}), (", RMSNorm", _ZERO_CENTRED))
+    ),
+    *(
+        Choice(f"{name}, FP8 {recipe}", {slot: name}, _TE, {slot: {"recipe": recipe}}, tolerance=0.2)
+        for slot, name in (("norm_linear", "te_layernorm_linear"), ("mlp", "te_layernorm_mlp"))
+        for recipe in ("delayed", "current", "block")
+    ),
+    Choice("all of te", {"linear": "te_linear", "norm": "te_norm", "core_attention": "te_attention",
+                         "norm_linear": "te_layernorm_linear", "mlp": "te_layernorm_mlp"}, _TE),
 )  # fmt: skip
