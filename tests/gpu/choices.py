@@ -92,6 +92,7 @@ def _version(distribution: str) -> str:
 
 _TE = ("transformer-engine", "transformer-engine-torch")
 _ZERO_CENTRED = {"normalization": "RMSNorm", "layernorm_zero_centered_gamma": True}
+_LIGER = ("liger-kernel", "triton")
 _FLASH = {2: "flash-attn", 3: "fa3-fwd", 4: "flash-attn-4"}
 
 CHOICES = (

@@ -10,7 +10,16 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PROJECTS = [path for room in ("plugins", "contrib") for path in sorted(ROOT.glob(f"{room}/*/pyproject.toml"))]
-HEAVY = {"flash-attn", "flash-attn-4", "fa3-fwd", "transformer-engine", "apex", "triton", "nvidia-cutlass-dsl"}
+HEAVY = {
+    "flash-attn",
+    "flash-attn-4",
+    "fa3-fwd",
+    "transformer-engine",
+    "apex",
+    "triton",
+    "nvidia-cutlass-dsl",
+    "liger-kernel",
+}
 
 
 def _names(requirements: list[str]) -> set[str]:
@@ -26,12 +35,13 @@ def test_plugin_depends_on_nothing_heavy(project):
 @pytest.mark.parametrize(
     ("plugin", "extras"),
     [
-        ("flash_attention", {"fa2": {"flash-attn"}, "fa3": {"fa3-fwd"}, "fa4": {"flash-attn-4"}}),
-        ("te_linear", {"te": {"transformer-engine"}}),
-        ("apex_norm", {}),
+        ("plugins/flash_attention", {"fa2": {"flash-attn"}, "fa3": {"fa3-fwd"}, "fa4": {"flash-attn-4"}}),
+        ("plugins/te_linear", {"te": {"transformer-engine"}}),
+        ("plugins/apex_norm", {}),
+        ("contrib/liger", {"liger": {"liger-kernel"}}),
     ],
 )
 def test_gpu_plugin_has_its_packages_as_extras(plugin, extras):
-    declared = tomllib.loads((ROOT / "plugins" / plugin / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = tomllib.loads((ROOT / plugin / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     found = {name: _names(entries) for name, entries in declared.get("optional-dependencies", {}).items()}
     assert found == extras

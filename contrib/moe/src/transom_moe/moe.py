@@ -218,7 +218,9 @@ class MoE(Module):
         order = Order.of(chosen, self.num_experts)
         rows = order.sorted(self.place.lend(tokens), self.top_k)  # [t·k, h], expert by expert
         rows = order.unsorted(self.place.compute(self.experts, rows, order.counts))
-        weighed = rows.unflatten(0, (len(tokens), self.top_k)) * self.place.lend(weights).unsqueeze(-1)  # [t, k, h]
+        weighed = torch.unflatten(rows, 0, (len(tokens), self.top_k)) * self.place.lend(weights).unsqueeze(
+            -1
+        )  # [t, k, h]
         return self.place.leave(weighed.sum(1).to(rows.dtype).view(*x.shape[:-1], rows.shape[-1]))
 
 

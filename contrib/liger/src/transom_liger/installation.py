@@ -1,0 +1,26 @@
+"""Whether Liger Kernel can be loaded, asked before anything is built."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+
+__all__ = ["missing"]
+
+
+@cache
+def missing(operator: str) -> str | None:
+    """Say why an operator of Liger Kernel cannot be used; `None` when it can.
+
+    Args:
+        operator: a module of ``liger_kernel.ops``.
+
+    Example:
+        >>> missing("not_there").startswith("Liger Kernel's not_there cannot be loaded: ModuleNotFoundError")
+        True
+    """
+    try:
+        import_module(f"liger_kernel.ops.{operator}")
+    except Exception as error:  # whatever Triton or a driver may raise
+        return f"Liger Kernel's {operator} cannot be loaded: {type(error).__name__}: {error}"
+    return None

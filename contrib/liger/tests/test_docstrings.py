@@ -1,0 +1,30 @@
+"""Every example in a docstring runs and says the truth."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+import transom_liger as package
+
+MODULES = [found.name for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
+
+
+def run(name: str) -> doctest.DocTestRunner:
+    report: list[str] = []
+    runner = doctest.DocTestRunner()
+    for test in doctest.DocTestFinder().find(importlib.import_module(name), name):
+        runner.run(test, out=report.append)
+    assert not runner.failures, "".join(report)
+    return runner
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples_run(name: str) -> None:
+    run(name)
+
+
+def test_docstrings_have_examples() -> None:
+    assert sum(run(name).tries for name in MODULES) > 0
