@@ -177,6 +177,25 @@ def test_death_of_a_rank_ends_the_others_at_once_and_loses_no_checkpoint(
     assert alike(losses(out), losses(alone))
 
 
+def test_command_line_trains_a_pipeline_under_torchrun(described: Described, alone: Path, tmp_path: Path) -> None:
+    (tmp_path / "toy.json").write_text(json.dumps(described(tmp_path)["spec"]))
+    out, transom = tmp_path / "run", Path(sys.executable).with_name("transom")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    done = subprocess.run(
+        [*command, transom, "train", tmp_path / "toy.json", "--steps", "6", "--pp", "2", "--out", out],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 ranks (pp=2, dp=1, cp=1, tp=1) on cpu; plan " in done.stderr
+    parameters = sum(p.numel() for p in from_pretrained(alone).parameters())
+    assert done.stdout.startswith(f"trained:         {parameters:,} parameters, 6 steps")
+    assert alike(losses(out), losses(alone))
+
+
 def test_torchrun_restarts_a_run_where_it_was(described: Described, alone: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, final
 
 import torch
@@ -19,7 +21,7 @@ from torch.distributed.pipelining import (
 from transom.distributed.mesh import ParallelMesh
 from transom.distributed.schedule import check_schedule
 from transom.distributed.stages import RankStages
-from transom.errors import ParallelError
+from transom.errors import ParallelError, TransomError
 from transom.specs.train_spec import ScheduleName
 from transom.transformer.auxiliary_loss import auxiliary_share
 
@@ -133,7 +135,24 @@ class Pipeline:
             )
         received = (first,) if self._place == 0 else ()
         # Losses are all that there is: torch wants a target all the same.
-        return step(*received, **batch, target=first if self._is_last else None, losses=losses)
+        with _in_few_words():
+            return step(*received, **batch, target=first if self._is_last else None, losses=losses)
 
     def _mean(self, losses: Tensor, _: Tensor) -> Tensor:
         return losses.mean() * self._weight
+
+
+@contextmanager
+def _in_few_words() -> Iterator[None]:
+    """Let errors say what they say: torch prints the whole schedule, and wraps what a stage raises."""
+    log = logging.getLogger(ScheduleGPipe.__module__)
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error.__cause__, TransomError):
+            raise error.__cause__ from None
+        raise
+    finally:
+        log.setLevel(before)

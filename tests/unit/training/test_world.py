@@ -41,6 +41,13 @@ def test_run_shares_layers_as_the_call_or_the_config_says(monkeypatch: pytest.Mo
     assert sizes_of_run(config(pipeline_model_parallel_size=2), pp=4, tp=2) == ParallelSizes(tp=2, pp=4)
 
 
+def test_world_of_another_size_is_refused_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ParallelError, match="pp=2,dp=1,cp=1 makes 2 ranks, and 3 were started") as caught:
+        sizes_of_run(config(), pp=2)
+    assert caught.value.is_told_to_all
+
+
 def test_spec_of_a_rank_says_how_the_layers_are_cut() -> None:
     spec = load_spec("tiny-llama")  # of four layers
     assert split_over(spec, ParallelSizes(pp=2)).config == spec.config.replace(pipeline_model_parallel_size=2)
