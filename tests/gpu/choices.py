@@ -142,6 +142,11 @@ CHOICES = (
         for slot, name in (("norm_linear", "te_layernorm_linear"), ("mlp", "te_layernorm_mlp"))
         for recipe in ("delayed", "current", "block")
     ),
+    Choice("liger_norm, RMSNorm", {"norm": "liger_norm"}, _LIGER, config={"normalization": "RMSNorm"}),
+    Choice("liger_norm, LayerNorm", {"norm": "liger_norm"}, _LIGER),
+    Choice("liger_rotary", {"rotary": "liger_rotary"}, _LIGER),
+    Choice("liger_activation", {"activation": "liger_activation"}, _LIGER, config={"use_te_activation_func": True}),
+    Choice("liger_cross_entropy", {"loss": "liger_cross_entropy"}, _LIGER),
     Choice("all of te", {"linear": "te_linear", "norm": "te_norm", "core_attention": "te_attention",
                          "norm_linear": "te_layernorm_linear", "mlp": "te_layernorm_mlp"}, _TE),
 )  # fmt: skip
