@@ -310,6 +310,14 @@ def test_plan_shows_every_expert_and_what_a_token_costs() -> None:
     assert "2 of 8 experts" in str(plan)
 
 
+def test_norm_before_a_mixture_stays_a_module_of_its_own() -> None:
+    data = spec({"shared_expert_ffn_hidden_size": 6}, normalization="RMSNorm")
+    data["use"]["norm_linear"] = "torch_norm_linear | separate"
+    layer = transom.build(data).layers[0]
+    assert type(layer.mlp.shared_expert.linear_fc1) is ColumnLinear
+    assert any(name.startswith("pre_mlp_layernorm.") for name, _ in layer.named_parameters())
+
+
 def test_a_linear_may_be_another_in_one_expert() -> None:
     pytest.importorskip("transom_parallel_linear")
     data = spec()

@@ -179,8 +179,12 @@ def _signature(node: Node, found: Mapping[str, Cost]) -> object:
 
 def group_label(group: Sequence[Node], parent: str) -> str:
     """Name a group of places below their parent."""
-    names = [node.path.removeprefix(f"{parent}." if parent else "") for node in (group[0], group[-1])]
-    return names[0] if len(group) == 1 else f"{names[0]} to {names[1].rpartition('.')[2]} ({len(group)} alike)"
+    first, last = (node.path.removeprefix(f"{parent}." if parent else "").split(".") for node in (group[0], group[-1]))
+    if len(group) == 1:
+        return ".".join(first)
+    number = next(i for i, (one, other) in enumerate(zip(first, last, strict=True)) if one != other)
+    span = f"{first[number]} to {last[number]}"
+    return f"{'.'.join([*first[:number], span, *first[number + 1 :]])} ({len(group)} alike)"
 
 
 def _who(node: Node) -> str:

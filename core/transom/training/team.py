@@ -33,6 +33,7 @@ from transom.specs.load import load_spec
 from transom.training.passes import Passes, PipelinedPasses, WholePasses
 from transom.transformer.collectives import Ranks
 from transom.transformer.context_parallel import ContextShare
+from transom.transformer.partial_gradients import own_parameters
 
 if TYPE_CHECKING:
     from transom.checkpoint.manifest import Manifest
@@ -337,6 +338,8 @@ class RankTeam:
         """Count those of all stages, each once."""
         copies = {id(copy) for copy in model.copies()} if isinstance(model, RankStages) else set()
         own = sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) not in copies)
+        # Tensor-parallel ranks have as many each: experts are spread evenly.
+        own += (self.mesh.sizes.tp - 1) * sum(p.numel() for p in own_parameters(model) if p.requires_grad)
         count = torch.tensor(own)
         dist.all_reduce(count, group=self.mesh.group("pp"))
         return int(count)

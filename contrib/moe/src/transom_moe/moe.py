@@ -168,7 +168,8 @@ class MoE(Module):
         for path, expert in _planned(request, options):
             for name, part in MLP.parts(expert).items():
                 assert isinstance(part, Part)
-                kinds.setdefault(name, []).append(replace(part, path=f"{path}.{name}"))
+                # The router reads what goes in too: no norm may be taken in by one expert's linear.
+                kinds.setdefault(name, []).append(replace(part, path=f"{path}.{name}", reads_input=False))
         return kinds
 
     @classmethod
@@ -227,6 +228,7 @@ class MoE(Module):
 def _planned(request: MLPRequest, options: MoEOptions) -> Iterator[tuple[str, MLPRequest]]:
     """Give each expert's path, and what it must serve."""
     width = options.expert_ffn_hidden_size or request.ffn_hidden_size or request.config.ffn_hidden_size
+    request = replace(request, after_norm=False)
     expert = replace(_as_placed(request, options), is_expert=True, ffn_hidden_size=width)
     for number in range(options.num_experts):
         yield f"experts.{number}", expert
