@@ -13,6 +13,7 @@ from transom.training.sampler import validation_batches
 from transom.training.schedule import learning_rate
 from transom.training.token_sequence import TokenSequence
 from transom.training.trainer import Trainer
+from transom.transformer.auxiliary_loss import AuxiliaryLoss, auxiliary_losses
 
 
 class Bigram(nn.Module):
@@ -133,3 +134,27 @@ def test_bigram_loss_is_measured_where_validate_measures():
             torch.from_numpy(np.log(counts / (np.bincount(pairs[:-1], minlength=7) + 7)[:, None]))
         )
     assert trainer.bigram_loss(7) == pytest.approx(trainer.validate(), rel=1e-6)
+
+
+class Drifting(nn.Module):
+    """A table of logits that adds their mean square to the loss."""
+
+    def __init__(self, attached):
+        super().__init__()
+        self.bigram, self.attached = Bigram(), attached
+        self.drift = AuxiliaryLoss("drift", 0.5)
+
+    def forward(self, tokens, *, labels):
+        losses = self.bigram(tokens, labels=labels)
+        drift = self.bigram.table[tokens].square().mean()
+        return self.drift(losses, drift) if self.attached else losses + 0.5 * drift
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_losses_that_modules_attach_count_as_summands(accumulate):
+    norms = []
+    for attached in (False, True):
+        trainer = _trainer(Drifting(attached), batch_size=2, accumulate=accumulate)
+        norms.append(float(trainer.train_step().gradient_norm))
+    assert norms[1] == pytest.approx(norms[0])
+    assert set(auxiliary_losses(trainer.model)) == {"drift"}
