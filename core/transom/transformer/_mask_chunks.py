@@ -39,6 +39,7 @@ def mask_of_chunk(
 
     Returns:
         the mask, and how many keys it is over, the first ones; the same object when called again for the same queries.
+        It has cumulative lengths where those of the whole are known already: from the first, if it was made of them.
 
     Raises:
         MaskError: a field is for another number of queries or keys than t.
@@ -70,7 +71,10 @@ def _derived(
         _narrow(cut, name, dim, start, stop)
     for name in _OF_KEYS:
         _narrow(cut, name, -1, 0, end)
-    return replace(mask, **cut), end
+    derived, layout = replace(mask, **cut), mask._memo.get("varlen")
+    if layout is not None:
+        derived._memo["varlen"] = layout.of_chunk(start, stop, t, end)
+    return derived, end
 
 
 def _narrow(fields: dict[str, Tensor], name: str, dim: int, start: int, stop: int) -> None:

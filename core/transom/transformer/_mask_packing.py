@@ -32,6 +32,32 @@ class VarlenLayout:
     max_key_length: int
     real: Tensor
 
+    def of_chunk(self, start: int, stop: int, length: int, keys: int) -> VarlenLayout:
+        """Derive the layout of some of each row's queries, over the first keys of it.
+
+        Args:
+            start: the first query.
+            stop: the one after the last.
+            length: queries and keys of a row in this layout.
+            keys: of a row in the other.
+
+        Returns:
+            the layout of as many sequences; those without a token among them are empty.
+        """
+        return VarlenLayout(
+            _cut(self.cumulative_queries, start, stop, length),
+            _cut(self.cumulative_keys, 0, keys, length),
+            min(self.max_query_length, stop - start),
+            min(self.max_key_length, keys),
+            self.real[:, start:stop],
+        )
+
+
+def _cut(cumulative: Tensor, start: int, stop: int, length: int) -> Tensor:
+    """Count sequences' ends, in rows of a length, among the tokens of each row from a first to a last."""
+    row, place = cumulative // length, cumulative % length
+    return row * (stop - start) + place.clamp(start, stop) - start
+
 
 def ranks_in_segments(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
     """Count the positions of queries ``[b, s]`` and keys ``[b, t]`` within their segments, aligned bottom-right.

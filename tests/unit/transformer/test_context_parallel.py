@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,11 +12,13 @@ from transom import AttentionMask, BuildContext, TransformerConfig
 from transom.errors import MaskError, ParallelError
 from transom.slots.core_attention import CoreAttentionRequest
 from transom.transformer._mask_chunks import mask_of_chunk
+from transom.transformer._mask_packing import VarlenLayout
 from transom.transformer.collectives import Ranks
 from transom.transformer.context_parallel import ContextParallelAttention, ContextShare, attend_in_share
 from transom.transformer.dot_product_attention import DotProductAttention
 
 S, N, G, D = 12, 4, 2, 8
+CPU = torch.device("cpu")
 SEGMENTS = torch.tensor([[0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 2], [0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, -1]])
 PADDING = torch.tensor([[False] * 5 + [True] * 7, [True] * 10 + [False] * 2])
 
@@ -151,6 +154,11 @@ def test_chunks_of_a_mask_with_a_learned_bias_are_made_anew() -> None:
     assert first.bias.shape == (1, N, 3, 6)
 
 
+def test_chunks_of_segments_are_not_read_on_the_host() -> None:
+    mask, _ = mask_of_chunk(AttentionMask(query_segments=SEGMENTS), 0, 3, S, device=CPU, windowed=False)
+    assert mask.as_varlen() is None
+
+
 def test_attention_of_shares_trains_and_loads_as_what_is_inside() -> None:
     core = attention(softmax_type="learnable")
     module = ContextParallelAttention(core, Ranks("", 2, 0))
@@ -160,3 +168,33 @@ def test_attention_of_shares_trains_and_loads_as_what_is_inside() -> None:
     assert core.softmax_offset is not None
     assert core.softmax_offset.tolist() == [0, 1, 2, 3]
     assert not module.eval().core.training
+
+
+def visible_by(layout: VarlenLayout, b: int, s: int, t: int, causal: bool) -> Tensor:
+    """Draw packed sequences from their cumulative lengths, causality bottom-right, ``[b, s, t]``."""
+    seen = torch.zeros(b * s, b * t, dtype=torch.bool)
+    ends = zip(layout.cumulative_queries.tolist(), layout.cumulative_keys.tolist(), strict=True)
+    for (query, key), (query_end, key_end) in pairwise(ends):
+        block = torch.ones(query_end - query, key_end - key, dtype=torch.bool)
+        seen[query:query_end, key:key_end] = block.tril(key_end - key - query_end + query) if causal else block
+    return torch.stack([seen[row * s : row * s + s, row * t : row * t + t] for row in range(b)])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("width", [2, 3, 6])
+def test_chunks_of_packed_sequences_have_cumulative_lengths(width: int, causal: bool) -> None:
+    cumulative = torch.tensor([0, 3, 4, 9, 11])  # and one token of padding
+    for whole in (
+        AttentionMask(causal=causal, query_segments=SEGMENTS),
+        AttentionMask.from_cumulative_lengths(cumulative, S, causal=causal),
+    ):
+        assert whole.as_varlen() is not None
+        for chunk in range(S // width):
+            mask, t = mask_of_chunk(whole, chunk, width, S, device=CPU, windowed=False)
+            layout, dense = mask.as_varlen(), mask.as_bool(width, t, device=CPU)
+            assert layout is not None
+            assert dense is not None
+            real = layout.real[..., None]
+            assert torch.equal(visible_by(layout, len(dense), width, t, causal) & real, dense[:, 0])
+            assert layout.max_query_length >= int(layout.cumulative_queries.diff().max())
+            assert layout.max_key_length >= int(layout.cumulative_keys.diff().max())
