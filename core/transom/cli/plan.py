@@ -102,11 +102,12 @@ class _Ranks:
         from transom.specs.communication import communication
         from transom.specs.render_world import Ranks
         from transom.specs.shares import split
+        from transom.specs.stage_nodes import encoder_layers_of
         from transom.specs.step import Step
         from transom.specs.world import how_cut, parse_world
 
         self.world = world = parse_world(text, made.config)
-        self.cut, self.plan = how_cut(made.config, world), made
+        self.cut, self.plan = how_cut(made.config, world, encoder_layers_of(made.root)), made
         stages = split(made, world, measured)
         self.step = Step.of(made, world) if made.context.mode == "train" and world.zero == 3 else None
         if self.step is None:

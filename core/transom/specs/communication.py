@@ -22,10 +22,11 @@ keys and values (cp) all-gather b·s·g·(d + dv)·e             reduce-scatter 
 ==================== ======================================= =======================================
 
 An expert's linear has no sequence parallelism. Heads are shared where key/value heads are fewer than ranks; ``out`` is
-then that of the projection which makes them. Of c context-parallel ranks each has s/c tokens of every sequence, and
-attention gathers the g key/value heads of its tensor-parallel rank; they split with the data-parallel ranks what these
-split. What is done once a step: the sum of the gradients of norms that see a
-part of the tokens or of the heads, the norm of all gradients, the mean loss, and whether somebody was asked to stop.
+then that of the projection which makes them. A decoder's stages hand on what the encoder has
+read, too. Of c context-parallel ranks each has s/c tokens of every sequence, and attention gathers the g key/value
+heads of its tensor-parallel rank; they split with the data-parallel ranks what these split. What is done once a step:
+the sum of the gradients of norms that see a part of the tokens or of the heads, the norm of all gradients, the mean
+loss, and whether somebody was asked to stop.
 
 Bytes are those of the whole tensor, as `torch.distributed.tensor.debug.CommDebugMode` sees it: what is reduced, what is
 scattered, what was gathered. ``sent`` is what a rank sends of them at least, in a ring: of n bytes over p ranks,
@@ -162,8 +163,9 @@ class _Rank:
 
     def _all(self, nodes: StageNodes) -> Iterator[_Said]:
         if self.world.tp > 1:
-            for place in nodes.places():
-                yield from self._of_places(place)
+            looked_up = nodes.copies if nodes.embeds else ()
+            for place in nodes.places() + looked_up:
+                yield from self._of_places(place, nodes.embeds)
         for layer in nodes.layers:
             yield from self._of_context(layer)
         yield from self._of_partial_gradients(nodes)
@@ -171,9 +173,8 @@ class _Rank:
         yield from self._of_pipeline(nodes)
         yield from self._once(nodes)
 
-    def _of_places(self, top: Node) -> Iterator[_Said]:
-        reads = any(node.path.startswith("encoder.") for node in self.plan.root.children())
-        speech = _TensorParallel(self.plan.config, self.world, self.step, reads)
+    def _of_places(self, top: Node, embeds: tuple[str, ...]) -> Iterator[_Said]:
+        speech = _TensorParallel(self.plan.config, self.world, self.step, embeds)
         for node in top.nodes():
             for what, operation, size in speech.of(node):
                 yield "tp", what, operation, self.step.passes, size
@@ -219,10 +220,13 @@ class _Rank:
     def _of_pipeline(self, nodes: StageNodes) -> Iterator[_Said]:
         if self.world.pp == 1:
             return
-        size, passes = self.step.hidden_bytes(self.plan.config, self.world), self.step.passes
         chunks, is_first, is_last = len(nodes.chunks), nodes.number == 0, nodes.number == self.world.pp - 1
-        yield "pp", "hidden states", "send", (chunks - is_last) * passes, size
-        yield "pp", "their gradients", "send", (chunks - is_first) * passes, size
+        for path in nodes.sends:
+            size = self.step.hidden_bytes(self.plan.config, self.world, path)
+            yield "pp", "hidden states", "send", (chunks - is_last) * self.step.passes, size
+        for path in nodes.receives:
+            size = self.step.hidden_bytes(self.plan.config, self.world, path)
+            yield "pp", "their gradients", "send", (chunks - is_first) * self.step.passes, size
         yield "pp", "loss", "all_reduce", 1, 8
 
     def _once(self, nodes: StageNodes) -> Iterator[_Said]:
@@ -243,7 +247,7 @@ class _TensorParallel:
     config: TransformerConfig
     world: World
     step: Step
-    is_encoder_decoder: bool
+    embeds: tuple[str, ...]
 
     def of(self, node: Node) -> Iterable[tuple[str, Operation, int]]:
         request = node.request
@@ -273,8 +277,8 @@ class _TensorParallel:
             yield "biases of row linears", "all_reduce", request.output_size * step.exchanged_width * request.bias
 
     def _of_embedding(self, node: Node, request: EmbeddingRequest) -> Iterator[tuple[str, Operation, int]]:
-        step, reads = self.step, self.is_encoder_decoder
-        for length in (step.written, step.read)[: 2 if reads else 1]:
+        step = self.step
+        for length in [step.read if path == "encoder." else step.written for path in self.embeds]:
             # Positions are looked up once for all sequences.
             tokens = length if node.path.endswith("position_embeddings") else length * step.sequences
             size = tokens * request.embedding_dim * step.exchanged_width

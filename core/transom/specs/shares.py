@@ -73,9 +73,9 @@ def split(plan: Plan, world: World, measured: Measured | None = None) -> tuple[S
     for nodes in stages_of(plan, world):
         cost = sum((shares.of(node)[1] for node in nodes.places()), Cost())
         if nodes.root is not None:
-            cost += shares.own(nodes.root)[1]
+            cost += replace(shares.own(nodes.root)[1], parameters=0)
         copied = sum(shares.of(node)[1].parameters for node in nodes.copies)
-        cost = replace(cost, parameters=cost.parameters + copied)
+        cost = replace(cost, parameters=cost.parameters + copied + nodes.own // world.tp)
         memory = _memory(Memory.of(cost.parameters, plan.context.dtype, plan.context.mode), world, plan.context.dtype)
         stages.append(Stage(nodes.number, nodes.chunks, cost, memory))
     return tuple(stages)

@@ -7,20 +7,22 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
-from transom.errors import ParallelError
 from transom.slots.embedding import EmbeddingRequest
 from transom.slots.model import ModelRequest
-from transom.specs.shapes import Shape, data_share, own_shapes, shapes_of
+from transom.specs.shapes import Shape, data_share, shapes_of
+from transom.specs.totals import own_cost
 from transom.specs.world import pipelined
+from transom.transformer.encoder_decoder_layout import encoder_decoder_stages
 from transom.transformer.pipeline_layout import layers_of_chunks
 
 if TYPE_CHECKING:
     from transom.specs.node import Node
     from transom.specs.plan import Plan
     from transom.specs.world import World
+    from transom.transformer.encoder_decoder_layout import EncoderDecoderStage
     from transom.transformer.transformer_config import TransformerConfig
 
-__all__ = ["StageNodes", "rank_shapes", "stages_of"]
+__all__ = ["StageNodes", "encoder_layers_of", "rank_shapes", "stages_of"]
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,13 @@ class StageNodes:
         chunks: of each of its virtual stages, the first and the one after the last of its layers, from 0.
         layers: in order.
         ends: what stands before all layers or after them.
-        copies: places of other stages of which it has a copy: an embedding table that is the output weight too.
-        root: the model, where what is in no place of its own is on this stage; else `None`.
+        copies: places of other stages of which it has a copy: an embedding table that is the output weight too, or
+            that both encoder and decoder begin with.
+        root: the model, where what it computes in no place of its own is on this stage; else `None`.
+        own: how many of the model's own parameters, which are in no place, are on this stage.
+        receives: paths of those whose hidden states come from the stage before: ``"encoder."``, or what is written.
+        sends: likewise, of those that go on to the next.
+        embeds: likewise, of those that begin here: whose ids are looked up.
     """
 
     number: int
@@ -42,6 +49,10 @@ class StageNodes:
     ends: tuple[Node, ...] = ()
     copies: tuple[Node, ...] = ()
     root: Node | None = None
+    own: int = 0
+    receives: tuple[str, ...] = ("",)
+    sends: tuple[str, ...] = ("",)
+    embeds: tuple[str, ...] = ()
 
     def places(self) -> tuple[Node, ...]:
         """Give its layers and ends."""
@@ -54,7 +65,7 @@ class StageNodes:
             tp: tensor-parallel ranks, of which one holds them.
         """
         named = dict(self._named(tp))
-        return named if self.root is None else named | own_shapes(self.root, tp)
+        return named | {"own parameters": (self.own // tp,)} if self.own else named
 
     def _named(self, tp: int) -> Iterator[tuple[str, Shape]]:
         for node in self.ends + self.copies:
@@ -64,7 +75,8 @@ class StageNodes:
 def stages_of(plan: Plan, world: World) -> tuple[StageNodes, ...]:
     """Sort the places of a plan into pipeline stages.
 
-    The first stage has what stands before the layers, the last what stands after.
+    The first stage has what stands before the layers, the last what stands after. An encoder's and a decoder's stages
+    each have what stands before and after their own layers.
 
     Args:
         plan: of the whole model.
@@ -82,16 +94,24 @@ def stages_of(plan: Plan, world: World) -> tuple[StageNodes, ...]:
         >>> [stage.chunks for stage in stages_of(plan("tiny-llama"), World(pp=2))]
         [((0, 2),), ((2, 4),)]
     """
+    encoder_layers = encoder_layers_of(plan.root)
+    if encoder_layers and world.pp > 1:
+        config = pipelined(plan.config, world, encoder_layers)
+        cuts = encoder_decoder_stages(config, encoder_layers)
+        return tuple(_of_both(plan, number, cut, encoder_layers) for number, cut in enumerate(cuts))
     before, layers, after = _places(plan.root)
     chunks, last = _chunks(plan.config, world, len(layers)), world.pp - 1
+    own = own_cost(plan.root, 1).parameters
     found = []
     for number in range(world.pp):
-        own = tuple(chunks[number :: world.pp])
-        inside = tuple(layer for begin, end in own for layer in layers[begin:end])
+        part = tuple(chunks[number :: world.pp])
+        inside = tuple(layer for begin, end in part for layer in layers[begin:end])
         ends = (before if number == 0 else []) + (after if number == last else [])
         copies = _shared(plan.root, before) if number == last != 0 else ()
         root = plan.root if number == last else None
-        found.append(StageNodes(number, own, inside, tuple(ends), copies, root))
+        embeds = () if number else (_BOTH if encoder_layers else ("",))
+        rest = own if number == last else 0
+        found.append(StageNodes(number, part, inside, tuple(ends), copies, root, rest, embeds=embeds))
     return tuple(found)
 
 
@@ -145,14 +165,56 @@ def _places(root: Node) -> tuple[list[Node], list[Node], list[Node]]:
     return before, layers, after
 
 
+def encoder_layers_of(root: Node) -> int:
+    """Count the layers of an encoder; 0 where there is no encoder beside a decoder."""
+    return sum(layer.path.startswith("encoder.") for layer in _places(root)[1])
+
+
+_BOTH = ("decoder.", "encoder.")
+
+
+def _of_both(plan: Plan, number: int, cut: EncoderDecoderStage, encoder_layers: int) -> StageNodes:
+    """Say what a stage of an encoder or of a decoder has."""
+    before, layers, after = _places(plan.root)
+    first = cut.first_layer_number - 1 + (encoder_layers if cut.is_decoder else 0)
+    is_last, side = cut.is_decoder and cut.ends, "decoder." if cut.is_decoder else "encoder."
+    ends = [*before] if number == 0 else []
+    ends += [node for node in after if cut.ends and node.path.startswith(side)]
+    ends += [node for node in after if is_last and not node.path.startswith(("encoder.", "decoder."))]
+    begins = tuple(before) if cut.is_decoder and cut.begins else ()
+    return StageNodes(
+        number,
+        ((first, first + cut.num_layers),),
+        tuple(layers[first : first + cut.num_layers]),
+        tuple(ends),
+        begins or (_shared(plan.root, before) if is_last else ()),
+        plan.root if is_last else None,
+        _own_of_both(plan, cut),
+        receives=_BOTH if cut.is_decoder and not cut.begins else ("encoder.",),
+        sends=_BOTH if cut.is_decoder else ("encoder.",),
+        embeds=(side,) if cut.begins else (),
+    )
+
+
+def _own_of_both(plan: Plan, cut: EncoderDecoderStage) -> int:
+    """Count a stage's own parameters: biases of positions, which all stages have, and at the end all the others."""
+    request = plan.root.request
+    encoder = getattr(request, "encoder_config", None) or plan.config
+    written, read = (_position_biases(config) for config in (plan.config, encoder))
+    others = own_cost(plan.root, 1).parameters - read - written
+    return (written if cut.is_decoder else read) + (others if cut.is_decoder and cut.ends else 0)
+
+
+def _position_biases(config: TransformerConfig) -> int:
+    is_relative = config.position_embedding_type == "relative"
+    return config.relative_attention_num_buckets * config.num_attention_heads if is_relative else 0
+
+
 def _chunks(config: TransformerConfig, world: World, layers: int) -> list[tuple[int, int]]:
     """Give the first and the one after the last layer of each virtual stage, from 0."""
-    if layers == config.num_layers:
-        return list(pairwise(accumulate(layers_of_chunks(pipelined(config, world)), initial=0)))
-    if world.pp > 1:  # an encoder's layers stand before the decoder's, and no config says how to cut both
-        what = "the layers of an encoder-decoder are not cut into stages."
-        raise ParallelError(what, asked_by="--world", hint="pp=1")
-    return [(0, layers)]
+    if world.pp == 1 and layers != config.num_layers:  # an encoder's stand before the decoder's
+        return [(0, layers)]
+    return list(pairwise(accumulate(layers_of_chunks(pipelined(config, world)), initial=0)))
 
 
 def _shared(root: Node, before: list[Node]) -> tuple[Node, ...]:

@@ -57,7 +57,7 @@ class Step:
             world: over whose data-parallel ranks and parts a batch is divided.
 
         Raises:
-            ParallelError: ``batch`` does not divide.
+            ParallelError: ``batch`` or a sequence does not divide.
 
         Example:
             >>> from transom import plan
@@ -78,6 +78,12 @@ class Step:
         width = item_size(plan.context.dtype)
         narrow = 2 if train.precision == "bfloat16" else width
         read = written = train.sequence_length or plan.spec.max_sequence_length
+        if world.cp > 1 and read % (2 * world.cp):
+            raise ParallelError(
+                f"sequences of {read} tokens do not divide over {world.cp} context-parallel ranks, two chunks each.",
+                asked_by="--world",
+                hint=f"a train.sequence_length that is a multiple of {2 * world.cp}",
+            )
         if train.objective == "span_corruption":
             read, written = _corrupted(read, train)
         return cls(
@@ -99,15 +105,16 @@ class Step:
         reads = path.startswith("encoder.") or path.endswith("cross_attention.linear_kv")
         return self.sequences * (self.read if reads else self.written)
 
-    def hidden_bytes(self, config: TransformerConfig, world: World) -> int:
+    def hidden_bytes(self, config: TransformerConfig, world: World, path: str = "") -> int:
         """Give the bytes of the hidden states that one pipeline stage hands to the next in one forward pass.
 
         Args:
             config: of the model.
             world: whose tensor-parallel ranks sequence parallelism splits them over.
+            path: of a place of the stack whose they are, as for `tokens`.
         """
         width = max(self.exchanged_width, 4) if config.fp32_residual_connection else self.exchanged_width
-        return self.tokens("") * config.hidden_size * width // (world.tp if world.sp else 1)
+        return self.tokens(path) * config.hidden_size * width // (world.tp if world.sp else 1)
 
 
 def _corrupted(length: int, train: TrainSpec) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from transom.errors import ConfigError, ParallelError
+from transom.transformer.encoder_decoder_layout import encoder_decoder_stages, encoder_stages
 
 if TYPE_CHECKING:
     from transom.transformer.transformer_config import TransformerConfig
@@ -114,20 +115,24 @@ def parse_world(text: str, config: TransformerConfig | None = None) -> World:
     return replace(known, **sizes, layout=layout.strip() if has_layout else None)
 
 
-def pipelined(config: TransformerConfig, world: World) -> TransformerConfig:
+def pipelined(config: TransformerConfig, world: World, encoder_layers: int = 0) -> TransformerConfig:
     """Give the config under which the stages of a world would be built.
 
     It is the model's own where that has these stages. Where nothing says how to cut the layers and they do not divide,
-    the embedding and the loss count as a layer each.
+    the embedding and the loss count as a layer each. Of an encoder-decoder, encoder and decoder have stages of their
+    own.
 
     Args:
         config: of the model.
         world: how many stages there are.
+        encoder_layers: of an encoder-decoder; 0 = the model is none.
 
     Raises:
         ParallelError: the layers cannot be cut like this.
     """
     own = World.of(config)
+    if encoder_layers and world.pp > 1:
+        return _of_both(config, world, encoder_layers)
     if world.layout is None and (world.pp, world.vpp) == (own.pp, own.vpp):
         return config
     virtual = world.vpp if world.vpp > 1 else None
@@ -146,16 +151,35 @@ def pipelined(config: TransformerConfig, world: World) -> TransformerConfig:
     raise _error(errors[0].what, hint) from errors[0]
 
 
-def how_cut(config: TransformerConfig, world: World) -> dict[str, Any]:
+def _of_both(config: TransformerConfig, world: World, encoder_layers: int) -> TransformerConfig:
+    if world.vpp > 1 or world.layout is not None:
+        what = "encoder and decoder are each cut evenly, into stages without virtual ones."
+        raise _error(what, f"pp={world.pp}, without vpp and layout")
+    if config.pipeline_model_parallel_size != world.pp:
+        split = encoder_stages(encoder_layers, config.num_layers, world.pp)
+        sizes = {"pipeline_model_parallel_size": world.pp, "pipeline_model_parallel_split_rank": split}
+        config = config.replace(**sizes, virtual_pipeline_model_parallel_size=None, **_CUTS)
+    encoder_decoder_stages(config, encoder_layers)
+    return config
+
+
+def how_cut(config: TransformerConfig, world: World, encoder_layers: int = 0) -> dict[str, Any]:
     """Give the fields of a config that cut the layers like this.
+
+    Args:
+        config: as for `pipelined`, like the following.
+        world: how many stages there are.
+        encoder_layers: of an encoder-decoder.
 
     Raises:
         ParallelError: as `pipelined`.
     """
-    made = pipelined(config, world)
+    made = pipelined(config, world, encoder_layers)
     names = ("pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size", *_CUTS)
     found = {name: getattr(made, name) for name in names}
-    return {name: value for name, value in found.items() if value is True or value not in (None, False, 1)}
+    said = {name: value for name, value in found.items() if value is True or value not in (None, False, 1)}
+    split = made.pipeline_model_parallel_split_rank
+    return said if split is None else said | {"pipeline_model_parallel_split_rank": split}
 
 
 def _error(what: str, hint: str) -> ParallelError:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import transom
+from transom.composition import build_stages
 from transom.errors import ParallelError
 from transom.specs.shapes import shapes_of
+from transom.specs.shares import split
 from transom.specs.stage_nodes import rank_shapes, stages_of
-from transom.specs.world import World
+from transom.specs.world import World, how_cut
 
 
 def test_stages_have_every_place_between_them():
@@ -26,11 +30,36 @@ def test_last_of_several_stages_has_a_copy_of_a_shared_table(stages):
     assert ("embedding.word_embeddings.weight" in last.rest(1)) is True
 
 
-def test_layers_of_an_encoder_decoder_are_not_cut():
+@pytest.mark.parametrize(("pp", "changes"), [(2, {}), (4, {}), (3, {"share_embeddings_and_output_weights": True})])
+@pytest.mark.parametrize("positions", ["relative", "learned_absolute", "rope"])
+def test_stages_of_an_encoder_decoder_have_the_parameters_that_are_built(pp, changes, positions):
+    spec = transom.load_spec("tiny-t5").to_dict() | changes
+    spec["config"] |= {"position_embedding_type": positions}
+    world = World(pp=pp)
+    cut = how_cut(transom.load_spec(spec).config, world, encoder_layers=2)
+    planned, made = transom.plan(spec), transom.plan(spec | {"config": spec["config"] | cut})
+    for nodes, shares in zip(stages_of(planned, world), split(planned, world), strict=True):
+        (stage,) = build_stages(made, place=nodes.number, device="meta")
+        assert shares.cost.parameters == sum(parameter.numel() for parameter in stage.parameters())
+        told = nodes.rest(1) | {name: shape for layer in nodes.layers for name, shape in shapes_of(layer)}
+        own = told.pop("own parameters", (0,))[0]
+        built = {name: tuple(p.shape) for name, p in stage.named_parameters()}
+        assert told.items() <= built.items()
+        assert sum(math.prod(built[name]) for name in built.keys() - told.keys()) == own
+
+
+def test_stages_of_an_encoder_decoder_embed_and_hand_on_what_they_have():
+    stages = stages_of(transom.plan("tiny-t5"), World(pp=4))
+    assert [stage.embeds for stage in stages] == [("encoder.",), (), ("decoder.",), ()]
+    assert [stage.receives for stage in stages[1:]] == [("encoder.",)] * 2 + [("decoder.", "encoder.")]
+    assert [stage.sends for stage in stages[:3]] == [("encoder.",)] * 2 + [("decoder.", "encoder.")]
+
+
+def test_stages_of_an_encoder_decoder_are_even_and_not_virtual():
     with pytest.raises(ParallelError) as caught:
-        stages_of(transom.plan("tiny-t5"), World(pp=2))
-    assert caught.value.what == "the layers of an encoder-decoder are not cut into stages."
-    assert (caught.value.asked_by, caught.value.hint) == ("--world", "pp=1")
+        stages_of(transom.plan("tiny-t5"), World(pp=2, vpp=2))
+    assert caught.value.what == "encoder and decoder are each cut evenly, into stages without virtual ones."
+    assert (caught.value.asked_by, caught.value.hint) == ("--world", "pp=2, without vpp and layout")
 
 
 def test_shapes_are_told_before_and_after_the_data_parallel_ranks_split_them():

@@ -10,7 +10,7 @@ import torch
 import transom
 from torch.utils.flop_counter import FlopCounterMode
 from transom.costs import measure
-from transom.errors import ConfigError, MaskError, ParallelError, ResolutionError
+from transom.errors import ConfigError, MaskError, ResolutionError
 from transom.models.t5 import T5Model
 from transom.specs.lock import Lock
 from transom.specs.page import render_page
@@ -147,8 +147,22 @@ def test_ranks_share_an_encoder_decoder_of_one_stage() -> None:
     (stage,) = split(plan, parse_world("tp=1"))
     assert stage.cost.parameters == totals(plan).cost.parameters
     assert stage.layers == ((0, 4),)
-    with pytest.raises(ParallelError, match="layers of an encoder-decoder are not cut into stages"):
-        split(plan, parse_world("pp=2"))
+    assert [stage.layers for stage in split(plan, parse_world("pp=2"))] == [((0, 2),), ((2, 4),)]
+
+
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        (
+            {"pipeline_model_parallel_size": 4, "pipeline_model_parallel_split_rank": 3},
+            "2 layers of an encoder do not divide over 3 pipeline stages",
+        ),
+        ({"num_layers_in_first_pipeline_stage": 1}, "an encoder and a decoder are each cut evenly"),
+    ],
+)
+def test_a_cut_that_cannot_be_is_refused_when_planned(config: dict[str, Any], what: str) -> None:
+    with pytest.raises(ResolutionError, match=what):
+        transom.plan(spec_of(config={"pipeline_model_parallel_size": 2} | config))
 
 
 def test_a_decoder_refuses_an_encoders_config() -> None:
