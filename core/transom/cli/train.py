@@ -36,6 +36,7 @@ def _hooks_callback(
         "transom train tiny-llama --out runs/first --resume",
         "transom train runs/first --data texts/ --hook lora --out runs/adapted",
         "torchrun --nproc-per-node 2 --no-python transom train tiny-llama --dp 2 --out runs/two",
+        "torchrun --nproc-per-node 4 --no-python transom train tiny-llama --pp 2 --dp 2 --out runs/four",
     ),
 )
 @click.argument("spec")

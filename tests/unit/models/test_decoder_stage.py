@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import pytest
 import torch
 import transom
@@ -8,6 +11,7 @@ from transom.errors import InputError, ParallelError
 from transom.models.decoder_assembly import assemble_decoder
 from transom.models.decoder_stage import DecoderStage
 from transom.transformer.pipeline_layout import PipelineStage, stage_of
+from transom.transformer.transformer_layer import TransformerLayer
 
 
 def described(fields: dict[str, object], **changes: object) -> dict[str, object]:
@@ -54,6 +58,23 @@ def test_stages_that_are_built_alone_have_the_weights_of_the_whole(tied: bool) -
         for name, found in stage.state_dict().items():
             assert torch.equal(found, expected[name])
     assert first.state_dict().keys() | last.state_dict().keys() == expected.keys()
+
+
+def test_rank_has_its_own_layers_and_one_more_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: weakref.WeakSet[TransformerLayer] = weakref.WeakSet()
+    seen: list[int] = []
+    make = TransformerLayer.__init__
+
+    def counted(layer: TransformerLayer, *args: Any, **kwargs: Any) -> None:
+        alive.add(layer)
+        seen.append(len(alive))
+        make(layer, *args, **kwargs)
+
+    monkeypatch.setattr(TransformerLayer, "__init__", counted)
+    fields = {"num_layers": 8, "pipeline_model_parallel_size": 4}
+    stages = build_stages(transom.plan(described(fields)), place=2, seed=0)
+    assert seen == [1, 1, 1, 1, 1, 2, 3, 3]  # its own are the fifth and the sixth
+    assert len(stages) == 1
 
 
 def test_virtual_stages_are_built_in_order() -> None:
