@@ -45,6 +45,13 @@ def test_batch_that_was_asked_for_and_does_not_divide_is_refused():
     assert (caught.value.asked_by, caught.value.hint) == ("--world", "a batch that is a multiple of 6")
 
 
+def test_sequences_that_ranks_cannot_share_are_refused():
+    assert Step.of(transom.plan("tiny-llama"), World(cp=2)).written == 128
+    with pytest.raises(ParallelError, match="sequences of 256 tokens do not divide over 3 context-parallel ranks") as told:
+        Step.of(transom.plan("tiny-llama"), World(cp=3))
+    assert told.value.hint == "a train.sequence_length that is a multiple of 6"
+
+
 @pytest.mark.parametrize("length", [16, 61, 256])
 def test_lengths_are_those_that_spans_are_cut_to(length):
     made = make("tiny-t5", sequence_length=length)
