@@ -47,7 +47,7 @@ def test_batch_that_was_asked_for_and_does_not_divide_is_refused():
 
 def test_sequences_that_ranks_cannot_share_are_refused():
     assert Step.of(transom.plan("tiny-llama"), World(cp=2)).written == 128
-    with pytest.raises(ParallelError, match="sequences of 256 tokens do not divide over 3 context-parallel ranks") as told:
+    with pytest.raises(ParallelError, match="256 tokens do not divide over 3 context-parallel ranks") as told:
         Step.of(transom.plan("tiny-llama"), World(cp=3))
     assert told.value.hint == "a train.sequence_length that is a multiple of 6"
 
