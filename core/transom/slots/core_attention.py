@@ -11,10 +11,18 @@ from transom.slots.slot import Slot
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from transom.slots.kv_cache import Pages
     from transom.transformer.attention_mask import AttentionMask
     from transom.transformer.transformer_config import TransformerConfig
 
-__all__ = ["CORE_ATTENTION", "MASK_FEATURES", "CoreAttention", "CoreAttentionBuilder", "CoreAttentionRequest"]
+__all__ = [
+    "CORE_ATTENTION",
+    "MASK_FEATURES",
+    "CoreAttention",
+    "CoreAttentionBuilder",
+    "CoreAttentionRequest",
+    "PagedCoreAttention",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +70,14 @@ class CoreAttention(Protocol):
         ...
 
 
+class PagedCoreAttention(CoreAttention, Protocol):
+    """A `CoreAttention` that can read keys and values where a paged cache keeps them; others are given copies."""
+
+    def attend_pages(self, query: Tensor, pages: Pages, *, mask: AttentionMask | None = None) -> Tensor:
+        """Attend as `forward` does, to what ``pages.gathered()`` gives, over which the mask is; for inference alone."""
+        ...
+
+
 class CoreAttentionBuilder(Protocol):
     """Makes a core attention.
 
@@ -102,7 +118,7 @@ MASK_FEATURES = {
 CORE_ATTENTION = Slot(
     name="core_attention",
     kind="kernel",
-    api=(1, 0),
+    api=(1, 1),
     summary="softmax(q·k) v, with masks",
     request=CoreAttentionRequest,
     builder=CoreAttentionBuilder,

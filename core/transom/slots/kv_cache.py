@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     from transom.transformer.attention_mask import AttentionMask, Window
     from transom.transformer.transformer_config import TransformerConfig
 
-__all__ = ["KV_CACHE", "CacheStep", "KVCache", "KVCacheBuilder", "KVCacheRequest", "LayerCache"]
+__all__ = [
+    "KV_CACHE",
+    "CacheStep",
+    "KVCache",
+    "KVCacheBuilder",
+    "KVCacheRequest",
+    "LayerCache",
+    "PagedLayerCache",
+    "Pages",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +69,41 @@ class LayerCache(Protocol):
             mask: the caller's, in which key j is the one at position j; `None` = all that is held is seen. Inside a
                 model it is already derived, and comes back as it is.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class Pages:
+    """The keys and values of one layer where they lie: in pages of a pool, for kernels that read them there.
+
+    Args:
+        key: ``[pages, size, g, d]``, the pool.
+        value: ``[pages, size, g, dv]``.
+        table: integers ``[b, m]``: which page holds each stretch of ``size`` positions of a row.
+        lengths: integers ``[b]``: positions of each row in use.
+        extent: no row has more, as far as known; all the pages of the table hold as many or more.
+        dtype: of the queries, in which `gathered` gives keys and values.
+    """
+
+    key: Tensor
+    value: Tensor
+    table: Tensor
+    lengths: Tensor
+    extent: int
+    dtype: torch.dtype
+
+    def gathered(self) -> tuple[Tensor, Tensor]:
+        """Copy keys ``[b, extent, g, d]`` and values out of the pages."""
+        pools = (self.key, self.value)
+        key, value = (pool[self.table].flatten(1, 2).narrow(1, 0, self.extent).to(self.dtype) for pool in pools)
+        return key, value
+
+
+class PagedLayerCache(LayerCache, Protocol):
+    """A `LayerCache` that may keep its keys and values in pages; core attentions that cannot read them never ask."""
+
+    def update_pages(self, key: Tensor, value: Tensor, positions: Tensor, /) -> Pages | None:
+        """Write as `update` does, and say where all lies; `None` = not in pages, and nothing was written."""
         ...
 
 
@@ -162,7 +206,7 @@ class KVCacheBuilder(Protocol):
 KV_CACHE = Slot(
     name="kv_cache",
     kind="kernel",
-    api=(1, 0),
+    api=(1, 1),
     summary="keeps keys and values, for decoding token by token",
     request=KVCacheRequest,
     builder=KVCacheBuilder,

@@ -17,7 +17,7 @@ from transom.testing.case import Case, ConformanceError
 from transom.testing.closeness import assert_same
 from transom.testing.compile_cases import compile_cases
 from transom.testing.exercise import Exercise, inputs_of, total
-from transom.testing.subject import Subject
+from transom.testing.subject import Subject, asking_for_determinism
 
 __all__ = ["module_cases"]
 
@@ -133,7 +133,8 @@ def _check_inference(subject: Subject, exercise: Exercise) -> None:
 
 
 def _check_deterministic(subject: Subject, exercise: Exercise) -> None:
-    module = exercise.filled()
+    with asking_for_determinism():
+        module = exercise.filled()
     first, second = (_results(subject, exercise, module) for _ in range(2))
     for name, tensor in first.items():
         assert_same(second[name], tensor, f"{name} of a second run")

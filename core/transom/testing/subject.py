@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
     from transom.registry.verdict import Verdict
     from transom.slots.slot import Slot
 
-__all__ = ["DTYPES", "Subject", "config_for", "devices_of"]
+__all__ = ["DTYPES", "Subject", "asking_for_determinism", "config_for", "devices_of"]
+
+_DETERMINISTIC: ContextVar[bool] = ContextVar("transom_deterministic", default=False)
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 """What is tried of a card that declares any dtype; the first that is declared runs every case."""
@@ -61,6 +65,16 @@ def devices_of(card: CardSection | None) -> dict[str, str | None]:
         else:
             reasons[device] = f"it needs {device}, and this machine has none that torch can use"
     return reasons
+
+
+@contextmanager
+def asking_for_determinism() -> Iterator[None]:
+    """Let all that subjects are asked for in a block be deterministic: kernels may have to be told."""
+    token = _DETERMINISTIC.set(True)
+    try:
+        yield
+    finally:
+        _DETERMINISTIC.reset(token)
 
 
 @dataclass(frozen=True)
@@ -137,7 +151,13 @@ class Subject:
 
     def _context(self, dtype: str, mode: Literal["train", "infer"]) -> BuildContext:
         capability = torch.cuda.get_device_capability() if self.device == "cuda" else None
-        return BuildContext(device=self.device, dtype=dtype, mode=mode, compute_capability=capability)
+        return BuildContext(
+            device=self.device,
+            dtype=dtype,
+            mode=mode,
+            compute_capability=capability,
+            deterministic=_DETERMINISTIC.get(),
+        )
 
     def require(self, request: Request) -> None:
         """Go on only if it serves a request that its card covers.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from transom.transformer.split_random import drawn_apart
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+    from transom.slots.kv_cache import Pages
     from transom.slots.linear import ColumnLinearBuilder, Linear, RowLinearBuilder
     from transom.slots.norm import Norm
     from transom.slots.rotary import Rotary
@@ -35,6 +36,7 @@ __all__ = [
     "make_proj",
     "make_query_key_norms",
     "make_rotary",
+    "pages_of",
     "query_key_norm_widths",
 ]
 
@@ -93,6 +95,12 @@ def make_rotary(config: TransformerConfig, submodules: SelfAttentionSubmodules, 
 def is_step_rotary(rotary: Rotary | None) -> bool:
     """Whether a rotary embedding is a `transom.slots.rotary.StepRotary`."""
     return rotary is not None and "mask" in inspect.signature(rotary.forward).parameters
+
+
+def pages_of(cache: Any, key: Tensor, value: Tensor, positions: Tensor | None) -> Pages | None:
+    """Write new keys and values to a cache that keeps pages, and say where all lies; `None` = it keeps none."""
+    update = getattr(cache, "update_pages", None)
+    return None if update is None else update(key, value, positions)
 
 
 def _missing_part(places: str, field: str, value: object) -> ConfigError:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol, final
+from typing import TYPE_CHECKING, Any, Protocol, final
 
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from transom.errors import InputError
 from transom.transformer import parts
@@ -19,6 +20,7 @@ from transom.transformer._attention_parts import (
     make_proj,
     make_query_key_norms,
     make_rotary,
+    pages_of,
     query_key_norm_widths,
 )
 from transom.transformer.attention_mask import AttentionMask
@@ -138,9 +140,10 @@ class SelfAttention(Module):
         self.norms_across_heads = config.qk_layernorm_across_heads
         self.rotary = make_rotary(config, submodules, layer_number)
         self.rotates_in_step = is_step_rotary(self.rotary)
-        self.core_attention = submodules.core_attention(
+        self.core_attention: Any = submodules.core_attention(
             config, layer_number=layer_number, softmax_scale=config.softmax_scale
         )
+        self.reads_pages = hasattr(self.core_attention, "attend_pages")
         self.recomputes_core = "core_attn" in config.recompute_modules
         self.linear_proj = make_proj(submodules.linear_proj, config, tp_group)
 
@@ -187,11 +190,17 @@ class SelfAttention(Module):
         query, *gate, key, value = self._project(hidden_states)
         query, key = self._prepare(query, key, positions, mask)
         query, key, value = query.flatten(2, -2), key.flatten(2, -2), value.flatten(2, -2)  # -> [b, s, n or g, d]
-        if cache is not None:
+        if self.rotates_in_step and value.requires_grad and not is_compiling():
+            value = value.contiguous()  # a view would keep all of the projections, rotated queries and keys beside them
+        if cache is None:
+            attended = _attend(self, query, key, value, mask)
+        elif self.reads_pages and (pages := pages_of(cache, key, value, positions)) is not None:
+            attended = self.core_attention.attend_pages(query, pages, mask=cache.mask(mask))
+        else:
             # The cache refuses to be used without positions, and says so better than a check here would.
             key, value, _ = cache.update(key, value, positions)  # type: ignore[arg-type]
-            mask = cache.mask(mask)
-        attended = _attend(self, query, key, value, mask).flatten(2)  # [b, s, n, d] -> [b, s, n·d]
+            attended = _attend(self, query, key, value, cache.mask(mask))
+        attended = attended.flatten(2)  # [b, s, n, d] -> [b, s, n·d]
         if gate:
             attended = attended * gate[0].flatten(2).sigmoid()
         return self.linear_proj(attended)  # -> [b, s, h]

@@ -24,7 +24,7 @@ from transom.transformer.attention_mask import AttentionMask
 if TYPE_CHECKING:
     from transom.slots.kv_cache import CacheStep as CacheStepInterface
     from transom.slots.kv_cache import KVCache as KVCacheInterface
-    from transom.slots.kv_cache import KVCacheBuilder, KVCacheRequest, LayerCache
+    from transom.slots.kv_cache import KVCacheBuilder, KVCacheRequest, PagedLayerCache, Pages
     from transom.transformer.transformer_config import TransformerConfig
 
 __all__ = ["CacheEntry", "CacheStep", "KVCache", "StaticKVCache", "StepLayer", "build_static_kv_cache"]
@@ -310,14 +310,22 @@ class StepLayer:
         Raises:
             CacheError: as `KVCache.begin`, when no step of the model is open.
         """
+        (keys, values), step = self._run(self.entry.update, key, value, positions)
+        return keys, values, step.lengths
+
+    def update_pages(self, key: Tensor, value: Tensor, positions: Tensor, /) -> Pages | None:
+        """Write as `update` does, and say where all lies; `None` = not in pages, and nothing was written."""
+        update = getattr(self.entry, "update_pages", None)
+        return None if update is None else self._run(update, key, value, positions)[0]
+
+    def _run(self, update: Any, key: Tensor, value: Tensor, positions: Tensor) -> tuple[Any, CacheStep]:
         if self.is_alone:
             self.step = self.cache.begin(positions, key.shape[0])
-        step = self.step
-        assert step is not None
-        keys, values = self.entry.update(step, key, value)
+        assert self.step is not None
+        found = update(self.step, key, value)
         if self.is_alone:
-            step.commit()
-        return keys, values, step.lengths
+            self.step.commit()
+        return found, self.step
 
     def mask(self, mask: AttentionMask | None, /) -> AttentionMask:
         """Derive the mask over what the last `update` returned from the caller's, or return one that is derived."""
@@ -390,5 +398,5 @@ if TYPE_CHECKING:
 
     def _fit_the_slot(
         cache: KVCache, step: CacheStep, layer: StepLayer
-    ) -> tuple[KVCacheInterface, CacheStepInterface, LayerCache]:
+    ) -> tuple[KVCacheInterface, CacheStepInterface, PagedLayerCache]:
         return cache, step, layer

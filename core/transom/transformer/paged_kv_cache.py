@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from transom.errors import CacheError
+from transom.slots.kv_cache import Pages
 from transom.transformer._cache_checks import check_sizes, sizes_of
 from transom.transformer.kv_cache import KVCache
 
@@ -141,6 +142,10 @@ class PagedEntry(nn.Module):
 
     def update(self, step: CacheStep, key: Tensor, value: Tensor, /) -> tuple[Tensor, Tensor]:
         """Write new keys and values; return all that is held, gathered from the blocks."""
+        return self.update_pages(step, key, value).gathered()
+
+    def update_pages(self, step: CacheStep, key: Tensor, value: Tensor, /) -> Pages:
+        """Write new keys and values; say in which blocks all that is held lies."""
         addresses = step.shared.get("addresses")
         if addresses is None:
             rows = step.positions if step.positions.dim() == 2 else step.positions.expand(step.batch_size, -1)
@@ -148,7 +153,7 @@ class PagedEntry(nn.Module):
             step.shared["blocks"] = self.table.blocks_of(step.batch_size, step.extent)
         for pool, new in ((self.key, key), (self.value, value)):
             pool.view(-1, *pool.shape[2:]).index_put_((addresses,), new.detach().to(pool.dtype))
-        return self._gathered(self.key, step, key.dtype), self._gathered(self.value, step, value.dtype)
+        return Pages(self.key, self.value, step.shared["blocks"], step.lengths, step.extent, key.dtype)
 
     def mask(self, step: CacheStep, mask: AttentionMask, /) -> AttentionMask:
         """Derive the mask over the positions."""
@@ -160,16 +165,14 @@ class PagedEntry(nn.Module):
     def reorder(self, rows: Tensor, length: int, /) -> None:
         """Do nothing: `PagedKVCache.reorder` copies blocks."""
 
-    def _gathered(self, pool: Tensor, step: CacheStep, dtype: torch.dtype) -> Tensor:
-        return pool[step.shared["blocks"]].flatten(1, 2).narrow(1, 0, step.extent).to(dtype)
-
 
 @final
 class PagedKVCache(KVCache):
     """A cache whose memory is a pool of blocks: a long row may take what short rows leave.
 
     Rows get blocks when a step begins, before any layer writes, and give them back when the cache is reset or rewound.
-    What layers see is gathered from the blocks for each step: the reference of what kernels do in place.
+    A core attention that can (`transom.slots.core_attention.PagedCoreAttention`) reads the blocks in place; for others
+    all that is held is gathered from them for each step.
 
     Args:
         num_layers: entries.

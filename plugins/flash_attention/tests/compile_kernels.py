@@ -39,11 +39,14 @@ def _call(d, dv, groups, dtype, causal, left, right, softcap, form, train) -> No
     lead = (512,) if form == "packed" else (2, 256)
     query, key, value = empty(*lead, 8, d), empty(*lead, groups, d), empty(*lead, groups, dv)
     starts = empty(3, of="int32") if form == "packed" else None
-    used = empty(2, of="int32") if form == "used" else None
+    used = empty(2, of="int32") if form in ("used", "pages") else None
+    if form == "pages":
+        query, key, value = empty(2, 1, 8, d), empty(5, 128, groups, d), empty(5, 128, groups, dv)
     longest = 256 if form == "packed" else 0
-    call = Call(starts, starts, longest, longest, used, None, 0.1, causal, left, right, softcap, 0.0)
+    table = empty(2, 2, of="int32") if form == "pages" else None
+    call = Call(starts, starts, longest, longest, used, table, None, 0.1, causal, left, right, softcap, 0.0, False)
     found = fa4.forward(query, key, value, call)
-    assert (found.out.shape, found.out.dtype) == ((*lead, 8, dv), query.dtype)
+    assert (found.out.shape, found.out.dtype) == ((*query.shape[:-1], dv), query.dtype)
     if train:
         grads = tuple(torch.empty_like(x) for x in (query, key, value))
         inputs = (query, key, value)

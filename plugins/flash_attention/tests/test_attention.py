@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transom import AttentionMask, BuildContext, TransformerConfig
 from transom.errors import ParallelError, SpecError
 from transom.slots.core_attention import CoreAttentionRequest
+from transom.slots.kv_cache import Pages
 from transom.transformer.dot_product_attention import DotProductAttention
 from transom_flash_attention import attention as module
 from transom_flash_attention import operators
@@ -22,10 +25,17 @@ B, N, G, S, D = 2, 4, 2, 6, 32
 SLOPES = torch.tensor([0.5, 0.25, 0.125, 0.0625])
 
 
-def made(*, mode: str = "train", options: FlashOptions | None = None, config: dict | None = None, **fields: object):
+def made(
+    *,
+    mode: str = "train",
+    deterministic: bool = False,
+    options: FlashOptions | None = None,
+    config: dict | None = None,
+    **fields: object,
+):
     """Make the module and the reference for one request."""
     request = CoreAttentionRequest(
-        context=BuildContext(mode=mode),
+        context=BuildContext(mode=mode, deterministic=deterministic),
         num_attention_heads=N,
         num_query_groups=G,
         head_size=D,
@@ -105,7 +115,7 @@ def test_windows_of_mask_and_layer_are_told_as_one(version, install, told):
     given = inputs()
     mask = AttentionMask(window=(2, None))
     torch.testing.assert_close(ours(*given, mask=mask), reference(*given, mask=mask), rtol=1e-5, atol=1e-5)
-    assert told[0][10:12] == (2, 1)
+    assert told[0][11:13] == (2, 1)
 
 
 def test_window_counts_from_the_position_of_a_step(install, told):
@@ -187,7 +197,7 @@ def test_operators_keep_the_promises_of_torch(version, form, install):
     if form == "packed":
         query, key, value = (x.detach().flatten(0, 1).requires_grad_() for x in (query, key, value))
     longest = S if form == "packed" else 0
-    told = (starts, starts, None, None, None, sink, longest, longest, 0.2, True, -1, -1, 0.0, 0.0, version)
+    told = (starts, starts, None, None, None, None, sink, longest, longest, 0.2, True, -1, -1, 0.0, 0.0, False, version)
     torch.library.opcheck(operators.attend, (query, key, value, *told))
 
 
@@ -231,6 +241,98 @@ def test_model_with_a_cache_decodes_what_it_gives_for_whole_sequences(kind, vers
         out = model(tokens[:, step : step + 1], input_pos=torch.tensor([step]))
         torch.testing.assert_close(out, whole[:, step : step + 1], rtol=1e-4, atol=1e-4)
     assert len(told) == prefilled + 2 * 3
+
+
+def pages_of(size: int, lengths: list[int], dtype: torch.dtype = torch.float32) -> tuple[Pages, Tensor, Tensor]:
+    """Make pages of random keys and values in a table of no order; give what they hold, too."""
+    table = torch.tensor([[5, 2], [1, 4]])
+    pools = [torch.randn(6, size, G, D) for _ in range(2)]
+    extent = max(lengths)
+    key, value = (pool[table].flatten(1, 2)[:, :extent] for pool in pools)
+    held = Pages(*(pool.to(dtype) for pool in pools), table, torch.tensor(lengths), extent, torch.float32)
+    return held, key, value
+
+
+STEPS = {
+    "aligned": (AttentionMask(causal=True), [300, 300]),
+    "rows": (AttentionMask(causal=True, query_positions=torch.tensor([[2], [299]])), [3, 300]),
+    "window": (AttentionMask(causal=True, window=(7, 0), query_positions=torch.tensor([[2], [260]])), [3, 261]),
+    "padding": (AttentionMask(causal=True, query_positions=torch.tensor([[-1], [5]])), [0, 6]),
+}
+
+
+@pytest.mark.parametrize(("version", "size"), [(2, 256), (2, 512), (4, 128), (2, 16), (4, 256), (3, 256)])
+@pytest.mark.parametrize("step", list(STEPS))
+def test_a_step_reads_pages_in_place_where_their_size_suits(version, size, step, install, told):
+    install(version)
+    mask, lengths = STEPS[step]
+    lengths = [min(length, 2 * size) for length in lengths]
+    mask = (
+        mask
+        if mask.query_positions is None
+        else replace(mask, query_positions=mask.query_positions.clamp(max=2 * size - 1))
+    )
+    in_place = (version, size) in [(2, 256), (2, 512), (4, 128)]
+    features = frozenset({"window"} if step == "window" and version != 3 else ())
+    ours, reference = made(mode="infer", features=features)
+    query = inputs(1)[0]
+    pages, key, value = pages_of(size, lengths)
+    with torch.no_grad():
+        out, wanted = ours.attend_pages(query, pages, mask=mask), reference(query, key, value, mask=mask)
+    if version != 3 or step != "window":
+        torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-5)
+    assert (told[0][4] is not None) is in_place
+    if in_place:
+        assert told[0][3].dtype is told[0][4].dtype is torch.int32
+
+
+@pytest.mark.parametrize("case", ["several queries", "another mask", "another dtype", "no mask"])
+def test_pages_are_gathered_for_what_no_kernel_reads_in_place(case, install, told):
+    install(2)
+    ours, reference = made(mode="infer")
+    query = inputs(3 if case == "several queries" else 1)[0]
+    pages, key, value = pages_of(256, [300, 300], torch.bfloat16 if case == "another dtype" else torch.float32)
+    mask = AttentionMask(causal=True) if case != "no mask" else None
+    if case == "another mask":
+        mask = AttentionMask(causal=True, key_padding=torch.arange(300)[None] > 3)
+    if case == "another dtype":
+        key, value = key.bfloat16().float(), value.bfloat16().float()
+    with torch.no_grad():
+        out = ours.attend_pages(query, pages, mask=mask)
+    torch.testing.assert_close(out, reference(query, key, value, mask=mask), rtol=1e-5, atol=1e-5)
+    assert not told or told[0][4] is None
+
+
+@pytest.mark.parametrize(("version", "size"), [(2, 256), (4, 128)])
+def test_model_decodes_from_pages_in_place(version, size, install, told):
+    install(version)
+    config = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "position_embedding_type": "rope"}
+    spec = {"name": "tiny", "vocab_size": 32, "max_sequence_length": 300, "config": config}
+    with transom.override("core_attention", "flash_here", FlashAttention):
+        use = {"core_attention": "flash_here", "kv_cache": "paged"}
+        options = {"kv_cache": {"block_size": size}}
+        model = transom.build(spec, use=use, options=options, mode="infer", seed=0)
+        reference = transom.build(spec, use={"core_attention": "dot_product"}, mode="infer", seed=0)
+    tokens = torch.randint(32, (2, 270))
+    whole = reference(tokens)
+    model.setup_caches(2)
+    model(tokens[:, :268], input_pos=torch.arange(268))
+    told.clear()
+    for step in (268, 269):
+        out = model(tokens[:, step : step + 1], input_pos=torch.tensor([step]))
+        torch.testing.assert_close(out, whole[:, step : step + 1], rtol=1e-4, atol=1e-4)
+    assert [call[4] is not None for call in told] == [True] * 4
+
+
+@pytest.mark.parametrize("form", ["rows", "packed"])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_backward_is_deterministic_where_that_is_asked_for(form, deterministic, install):
+    install(2)
+    ours, _ = made(deterministic=deterministic)
+    query, key, value = (x[:1].requires_grad_() for x in inputs())
+    packed = AttentionMask.from_cumulative_lengths(torch.tensor([0, 2, 6]), S, causal=True)
+    ours(query, key, value, mask=packed if form == "packed" else AttentionMask(causal=True)).sum().backward()
+    assert importlib.import_module("flash_attn.flash_attn_interface").asked == [deterministic]
 
 
 def test_rows_of_different_lengths_decode_by_the_kernel(install, told):

@@ -30,6 +30,7 @@ FEATURES = {
     "packed window": {"form": "packed", "left": 7, "right": 0},
     "one head a group": {"groups": 8},
     "decoding": {"form": "used", "train": False},
+    "decoding from pages": {"form": "pages", "train": False},
 }
 VALUE_SIZES = [(64, 128), (16, 32), (128, 64), (192, 128), (96, 64)]
 

@@ -84,7 +84,6 @@ def test_verdict_when_the_hardware_does_not_do(context, reason, install):
     [
         (replace(H100, dtype="float32"), "causal", "it computes in bfloat16, float16, not in float32"),
         (H100, "padding", "its card does not declare padding (keys that are padding are hidden)"),
-        (replace(H100, deterministic=True), "causal", "it is not declared deterministic"),
     ],
 )
 def test_verdict_when_the_card_does_not_declare_it(context, features, reason, install):
@@ -264,3 +263,13 @@ def test_importing_the_plugin_imports_no_flash_attention(install):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(("version", "mode", "served"), [(2, "train", True), (4, "train", False), (4, "infer", True)])
+def test_verdict_where_the_same_bits_are_asked_for_twice(version, mode, served, install):
+    install(version)
+    stage, reason, _ = verdict(replace(H100, deterministic=True, mode=mode), "causal")
+    assert (stage == "ok") is served
+    assert (
+        "FlashAttention 4: whether its backward pass can give the same bits twice is not known" in reason
+    ) is not served

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 from transom.registry.card import CardSection
 from transom.registry.implementation import Implementation
+from transom.registry.registry import default_registry
 from transom.testing import CaseSkipped, ConformanceError
 from transom.testing.requests import plain_request
-from transom.testing.subject import Subject, config_for, devices_of
+from transom.testing.subject import Subject, asking_for_determinism, config_for, devices_of
 
 
 def _card(*devices: str) -> CardSection:
@@ -118,3 +119,10 @@ def test_training_is_checked_where_it_is_served(norm):
     checked = []
     Subject(norm()).in_training(checked.append)("x")
     assert checked == ["x"]
+
+
+def test_contexts_ask_for_determinism_inside_the_block_alone():
+    subject = Subject(default_registry().get("norm", "torch_norm"))
+    with asking_for_determinism():
+        assert subject.context().deterministic
+    assert not subject.context().deterministic

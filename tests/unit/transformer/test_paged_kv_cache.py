@@ -177,3 +177,23 @@ def test_sizes_below_one_are_refused(name: str, options: tuple[int, int | None])
     with pytest.raises(CacheError, match=f"{name} is 0; a cache needs at least 1.") as caught:
         make(*options)
     assert caught.value.asked_by == f"PagedKVCache.{name}"
+
+
+def test_pages_say_where_all_lies_and_gather_what_update_returns():
+    sizes = {"num_layers": 1, "batch_size": 2, "capacity": 8, "num_query_groups": 2, "head_size": 4}
+    caches = [PagedKVCache(**sizes, value_head_size=6, options=PagedOptions(block_size=3)) for _ in range(2)]
+    for positions in (torch.tensor([[0, 1, 2, 3], [-1, -1, 0, 1]]), torch.tensor([[4], [2]])):
+        new = torch.randn(2, positions.shape[1], 2, 4), torch.randn(2, positions.shape[1], 2, 6)
+        key, value, lengths = caches[0].layer(0).update(*new, positions)
+        pages = caches[1].layer(0).update_pages(*new, positions)
+        assert pages.key.shape[1:] == (3, 2, 4)
+        assert torch.equal(pages.lengths, lengths)
+        assert pages.extent == key.shape[1]
+        assert all(torch.equal(*pair) for pair in zip(pages.gathered(), (key, value), strict=True))
+
+
+def test_other_caches_keep_no_pages_and_write_nothing_when_asked():
+    cache = StaticKVCache(num_layers=1, batch_size=1, capacity=4, num_query_groups=1, head_size=2)
+    x = torch.ones(1, 1, 1, 2)
+    assert cache.layer(0).update_pages(x, x, torch.tensor([0])) is None
+    assert cache.lengths.tolist() == [0]

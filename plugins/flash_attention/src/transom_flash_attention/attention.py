@@ -22,7 +22,8 @@ from transom_flash_attention.versions import choose, objections
 
 if TYPE_CHECKING:
     from transom import TransformerConfig
-    from transom.slots.core_attention import CoreAttention, CoreAttentionBuilder, CoreAttentionRequest
+    from transom.slots.core_attention import CoreAttentionBuilder, CoreAttentionRequest, PagedCoreAttention
+    from transom.slots.kv_cache import Pages
     from transom.transformer.attention_mask import VarlenLayout, Window
 
 __all__ = ["FlashAttention"]
@@ -70,7 +71,9 @@ class FlashAttention(ShardedModule):
         options: FlashOptions | None = None,
     ) -> None:
         super().__init__()
-        self.version = choose(request, (options or FlashOptions()).version).number
+        chosen = choose(request, (options or FlashOptions()).version)
+        self.version, self.reads = chosen.number, chosen.reads
+        self.deterministic = request.context.deterministic
         self.softmax_scale = 1.0 / math.sqrt(request.head_size) if softmax_scale is None else softmax_scale
         self.dropout = request.dropout if attention_dropout is None else attention_dropout
         self.window = request.window
@@ -125,6 +128,23 @@ class FlashAttention(ShardedModule):
         query, key, value = (x.flatten(0, 1) for x in (query, key, value))  # [b, s, n, d] -> [b·s, n, d]
         return torch.unflatten(self._attend(query, key, value, mask, said), 0, rows)
 
+    def attend_pages(self, query: Tensor, pages: Pages, *, mask: AttentionMask | None = None) -> Tensor:
+        """Attend to what a paged cache holds: a single query a row in place, where the pages have a size that suits.
+
+        Args:
+            query: ``[b, s, n, d]``.
+            pages: of keys and values.
+            mask: over the positions, as for `forward`.
+
+        Returns:
+            ``[b, s, n, dv]``.
+        """
+        mask = AttentionMask() if mask is None else mask
+        used = _used(mask, query, pages)
+        if used is None or not self.reads(pages.key.shape[1]) or pages.key.dtype is not query.dtype:
+            return self.forward(query, *pages.gathered(), mask=mask)
+        return self._attend(query, pages.key, pages.value, mask, _Said(used=used, table=pages.table.int()))
+
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, said: _Said) -> Tensor:
         layout = said.layout
         left, right = _narrower(mask.window, self.window)
@@ -136,6 +156,7 @@ class FlashAttention(ShardedModule):
             None if layout is None else layout.cumulative_keys,
             None if layout is None else layout.real.flatten(),
             said.used,
+            said.table,
             None if mask.alibi_slopes is None else mask.alibi_slopes.float(),
             self._sink(query),
             0 if layout is None else layout.max_query_length,
@@ -146,6 +167,7 @@ class FlashAttention(ShardedModule):
             right,
             self.softcap or 0.0,
             self.dropout if self.training else 0.0,
+            self.deterministic,
             self.version,
         )[0]
         return attended
@@ -208,10 +230,12 @@ class _Said(NamedTuple):
     Args:
         layout: of packed sequences.
         used: int32 ``[b]``: keys of each row that are in use.
+        table: int32 ``[b, m]``: pages of each row.
     """
 
     layout: VarlenLayout | None = None
     used: Tensor | None = None
+    table: Tensor | None = None
 
 
 def _say(mask: AttentionMask, query: Tensor, key: Tensor) -> _Said | None:
@@ -222,11 +246,29 @@ def _say(mask: AttentionMask, query: Tensor, key: Tensor) -> _Said | None:
     if beyond == {"packed"}:
         layout = mask.as_varlen()
         return None if layout is None else _Said(layout)
-    is_step = query.shape[1] == 1 and mask.causal and mask.key_positions is None and mask.query_positions is not None
-    if beyond == {"positions"} and is_step and not (torch.is_grad_enabled() and query.requires_grad):
-        used = mask.query_positions.flatten() + 1  # type: ignore[union-attr]
-        return _Said(used=used.clamp(0, key.shape[1]).int().expand(len(query)).contiguous())
+    if beyond == {"positions"} and _is_step(mask, query) and mask.query_positions is not None:
+        return _Said(used=_counted(mask.query_positions, query, key.shape[1]))
     return None
+
+
+def _is_step(mask: AttentionMask, query: Tensor) -> bool:
+    """Whether there is a single query a row, which sees the keys up to its own, and no gradient is asked for."""
+    asks = torch.is_grad_enabled() and query.requires_grad
+    return query.shape[1] == 1 and mask.causal and mask.key_positions is None and not asks
+
+
+def _counted(positions: Tensor, query: Tensor, t: int) -> Tensor:
+    """Count the keys up to each row's query, int32 ``[b]``."""
+    return (positions.flatten() + 1).clamp(0, t).int().expand(len(query)).contiguous()
+
+
+def _used(mask: AttentionMask, query: Tensor, pages: Pages) -> Tensor | None:
+    """Count the keys that each row's query sees in a cache; `None` when the kernels have no words for the mask."""
+    if mask.features - _SAYABLE - {"positions"} or not _is_step(mask, query):
+        return None
+    if mask.query_positions is None:
+        return pages.lengths.int()
+    return _counted(mask.query_positions, query, pages.extent)
 
 
 def _narrower(one: Window | None, other: Window | None) -> tuple[int, int]:
@@ -251,5 +293,5 @@ def _tell(features: str) -> None:
 if TYPE_CHECKING:
     _builder: CoreAttentionBuilder = FlashAttention
 
-    def _is_a_core_attention(module: FlashAttention) -> CoreAttention:
+    def _is_a_core_attention(module: FlashAttention) -> PagedCoreAttention:
         return module

@@ -18,6 +18,8 @@ class Call(NamedTuple):
         longest: no packed sequence has more queries.
         longest_keys: no packed sequence has more keys.
         used: int32 ``[b]``: how many keys of each row are in use, the last query at the last of them.
+        table: int32 ``[b, m]``: which pages ``[size, g, d]`` of keys and values hold those of each row; `None` = they
+            lie row by row.
         slopes: float32 ``[n]``, of ALiBi.
         scale: multiplies the scores.
         causal: aligned bottom-right.
@@ -25,6 +27,7 @@ class Call(NamedTuple):
         right: how many keys after its own.
         softcap: of the scores; 0 = none.
         dropout: of the weights.
+        deterministic: the backward pass gives the same bits for the same inputs.
     """
 
     starts: Tensor | None
@@ -32,6 +35,7 @@ class Call(NamedTuple):
     longest: int
     longest_keys: int
     used: Tensor | None
+    table: Tensor | None
     slopes: Tensor | None
     scale: float
     causal: bool
@@ -39,6 +43,7 @@ class Call(NamedTuple):
     right: int
     softcap: float
     dropout: float
+    deterministic: bool
 
 
 class Forward(NamedTuple):

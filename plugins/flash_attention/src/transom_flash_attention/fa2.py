@@ -64,6 +64,7 @@ def _over_used(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Forward
         k_cache=key,
         v_cache=value,
         cache_seqlens=call.used,
+        block_table=call.table,
         softmax_scale=call.scale,
         causal=call.causal,
         window_size=(call.left, call.right),
@@ -105,7 +106,7 @@ def backward(
         window_size_right=call.right,
         softcap=call.softcap,
         alibi_slopes=call.slopes,
-        deterministic=False,
+        deterministic=call.deterministic,
         rng_state=found.random_state,
     )
     return None
@@ -143,6 +144,6 @@ def _backward_packed(
         window_size_right=call.right,
         softcap=call.softcap,
         alibi_slopes=call.slopes,
-        deterministic=False,
+        deterministic=call.deterministic,
         rng_state=found.random_state,
     )

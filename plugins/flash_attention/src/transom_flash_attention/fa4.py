@@ -23,6 +23,7 @@ def forward(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Forward:
         cu_seqlens_q=call.starts,
         cu_seqlens_k=call.key_starts,
         seqused_k=call.used,
+        page_table=call.table,
         max_seqlen_q=None if call.starts is None else call.longest,
         max_seqlen_k=None if call.starts is None else call.longest_keys,
         softmax_scale=call.scale,

@@ -38,6 +38,7 @@ def attend(
     key_starts: Tensor | None,
     real: Tensor | None,
     used: Tensor | None,
+    table: Tensor | None,
     slopes: Tensor | None,
     sink: Tensor | None,
     longest: int,
@@ -48,18 +49,20 @@ def attend(
     right: int,
     softcap: float,
     dropout: float,
+    deterministic: bool,
     version: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attend by the kernels of a version.
 
     Args:
         query: ``[b, s, n, d]``, or ``[tokens, n, d]`` of packed sequences.
-        key: ``[b, t, g, d]`` or ``[tokens, g, d]``.
-        value: ``[b, t, g, dv]`` or ``[tokens, g, dv]``.
+        key: ``[b, t, g, d]``, ``[tokens, g, d]``, or pages ``[pages, size, g, d]``.
+        value: ``[b, t, g, dv]``, ``[tokens, g, dv]``, or pages ``[pages, size, g, dv]``.
         starts: as in `Call`, and so are all that are not named here.
         key_starts: as in `Call`.
         real: bool ``[tokens]``: False where a query is padding, whose output is zeros.
         used: as in `Call`.
+        table: as in `Call`.
         slopes: as in `Call`.
         sink: float32 ``[n]``: a logit for each head.
         longest: as in `Call`.
@@ -70,12 +73,14 @@ def attend(
         right: as in `Call`.
         softcap: as in `Call`.
         dropout: as in `Call`.
+        deterministic: as in `Call`.
         version: 2, 3 or 4.
 
     Returns:
         what `Forward` has, the sink included.
     """
-    call = Call(starts, key_starts, longest, longest_keys, used, slopes, scale, causal, left, right, softcap, dropout)
+    told = (slopes, scale, causal, left, right, softcap, dropout, deterministic)
+    call = Call(starts, key_starts, longest, longest_keys, used, table, *told)
     out, lse, random_state = _FORWARD[version](query, key, value, call)
     if real is not None:
         out, lse = out.masked_fill(~real[:, None, None], 0.0), lse.masked_fill(~real, torch.inf)
@@ -119,6 +124,7 @@ def attend_backward(
     right: int,
     softcap: float,
     dropout: float,
+    deterministic: bool,
     version: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute the gradients of queries, keys, values and sinks; of the latter ``[0]`` where there are none.
@@ -143,9 +149,11 @@ def attend_backward(
         right: as in `attend`.
         softcap: as in `attend`.
         dropout: as in `attend`.
+        deterministic: as in `attend`.
         version: as in `attend`.
     """
-    call = Call(starts, key_starts, longest, longest_keys, None, slopes, scale, causal, left, right, softcap, dropout)
+    told = (slopes, scale, causal, left, right, softcap, dropout, deterministic)
+    call = Call(starts, key_starts, longest, longest_keys, None, None, *told)
     # Kernels do not write to tokens that belong to no packed sequence.
     make = torch.empty_like if starts is None else torch.zeros_like
     grads = (make(query), make(key), make(value))
@@ -174,19 +182,19 @@ def _beside_heads(x: Tensor) -> Tensor:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    query, key, value, starts, key_starts, _, _, slopes, sink, *numbers = inputs
+    query, key, value, starts, key_starts, _, _, _, slopes, sink, *numbers = inputs
     ctx.save_for_backward(query, key, value, *output, starts, key_starts, slopes, sink)
     ctx.numbers = numbers
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    none = (None,) * (6 + len(ctx.numbers))
+    none = (None,) * (7 + len(ctx.numbers))
     if grad is None:
         return None, None, None, *none
     saved = ctx.saved_tensors  # once: under activation recomputation they can be had once
     dq, dk, dv, dsink = attend_backward(grad, *saved, *ctx.numbers)
-    return dq, dk, dv, *none[:5], None if saved[-1] is None else dsink, *none[6:]
+    return dq, dk, dv, *none[:6], None if saved[-1] is None else dsink, *none[7:]
 
 
 attend.register_autograd(_differentiate, setup_context=_keep)

@@ -34,6 +34,8 @@ class FlashVersion:
         oldest: its oldest version with the interface that is called here.
         module: that is imported.
         refuse: says why it cannot serve a request, wherever it is installed.
+        page: pages of a cache are read in place that have a multiple of so many positions (version 4: just so many);
+            `None` = none are.
     """
 
     number: int
@@ -41,6 +43,11 @@ class FlashVersion:
     oldest: str
     module: str
     refuse: Callable[[CoreAttentionRequest], Iterator[str]]
+    page: int | None
+
+    def reads(self, pages: int) -> bool:
+        """Whether pages of so many positions are read in place."""
+        return self.page is not None and (pages == self.page if self.number == 4 else pages % self.page == 0)
 
     @property
     def installed(self) -> str | None:
@@ -108,6 +115,8 @@ def _refuse_4(request: CoreAttentionRequest) -> Iterator[str]:
             yield f"it has no {what}"
     if request.context.mode == "train":
         yield from _refuse_4_training(request)
+        if request.context.deterministic:
+            yield "whether its backward pass can give the same bits twice is not known"
 
 
 def _refuse_4_training(request: CoreAttentionRequest) -> Iterator[str]:
@@ -133,9 +142,9 @@ def _only_on(request: CoreAttentionRequest, major: int) -> Iterator[str]:
 
 
 VERSIONS = (
-    FlashVersion(4, "flash-attn-4", "4.0.0b36", "flash_attn.cute", _refuse_4),
-    FlashVersion(3, "fa3-fwd", "0.0.3", "fa3_fwd_interface", _refuse_3),
-    FlashVersion(2, "flash-attn", "2.8", "flash_attn.flash_attn_interface", _refuse_2),
+    FlashVersion(4, "flash-attn-4", "4.0.0b36", "flash_attn.cute", _refuse_4, 128),
+    FlashVersion(3, "fa3-fwd", "0.0.3", "fa3_fwd_interface", _refuse_3, None),
+    FlashVersion(2, "flash-attn", "2.8", "flash_attn.flash_attn_interface", _refuse_2, 256),
 )
 """The newest first."""
 

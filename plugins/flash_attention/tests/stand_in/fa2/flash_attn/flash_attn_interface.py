@@ -5,6 +5,9 @@ from __future__ import annotations
 import flash_math
 import torch
 
+asked = []
+"""Whether each backward pass was to be deterministic."""
+
 
 def _flash_attn_forward(
     q,
@@ -78,6 +81,7 @@ def _flash_attn_backward(
     deterministic,
     rng_state=None,
 ):
+    asked.append(deterministic)
     flash_math.backward(
         dout, q, k, v, out, softmax_lse, dq, dk, dv, seed=int(rng_state[0]), scale=softmax_scale, causal=causal,
         left=window_size_left, right=window_size_right, softcap=softcap, slopes=alibi_slopes, dropout=dropout_p,
@@ -109,6 +113,7 @@ def _flash_attn_varlen_backward(
     rng_state=None,
     zero_tensors=False,
 ):
+    asked.append(deterministic)
     flash_math.packed_backward(
         dout, q, k, v, out, softmax_lse, dq, dk, dv, cu_seqlens_q, cu_seqlens_k, seed=int(rng_state[0]),
         scale=softmax_scale, causal=causal, left=window_size_left, right=window_size_right, softcap=softcap,
@@ -140,6 +145,10 @@ def flash_attn_with_kvcache(
     _check(q, k_cache, v_cache, 0.0, softcap, alibi_slopes)
     assert cache_seqlens.dtype is torch.int32
     assert cache_seqlens.is_contiguous()
+    if block_table is not None:
+        assert block_table.dtype is torch.int32
+        assert k_cache.shape[1] % 256 == 0
+        k_cache, v_cache = (pool[block_table.long()].flatten(1, 2) for pool in (k_cache, v_cache))
     out, lse, _ = flash_math.forward(
         q, k_cache, v_cache, scale=softmax_scale, causal=causal, left=window_size[0], right=window_size[1],
         softcap=softcap, slopes=alibi_slopes, used=cache_seqlens, empty=torch.inf,

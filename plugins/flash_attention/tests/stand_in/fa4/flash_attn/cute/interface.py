@@ -57,6 +57,10 @@ def _flash_attn_fwd(
         "right": -1 if window_size_right is None else window_size_right,
         "softcap": softcap,
     }
+    if page_table is not None:
+        assert page_table.dtype is torch.int32
+        assert k.shape[1] == 128
+        k, v = (pool[page_table.long()].flatten(1, 2) for pool in (k, v))
     if cu_seqlens_q is None:
         out, lse, _ = flash_math.forward(q, k, v, used=seqused_k, **told)
     else:
