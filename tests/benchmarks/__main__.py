@@ -61,7 +61,12 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu where other work runs too")
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0 = as many as there are cores")
     parser.add_argument("--dtype", action="append", choices=["float32", "bfloat16"], help="may be repeated; all")
-    parser.add_argument("--mode", action="append", choices=["eager", "compiled"], help="may be repeated; all")
+    parser.add_argument(
+        "--mode",
+        action="append",
+        choices=["eager", "compiled"],
+        help="may be repeated; compiled is also asked for here where compiling takes long",
+    )
     parser.add_argument("--without", action="append", default=[], help="a contender, which is left out")
     parser.add_argument("--small", action="store_true", help="tiny models, to try the suites; needs --out")
     parser.add_argument("--out", type=Path, default=_PAGES, help="folder of the pages and of figures.json")
@@ -90,7 +95,7 @@ def _measure(asked: argparse.Namespace, results: Results) -> None:
         rounds=asked.rounds,
         clock_name=asked.clock,
         dtypes=tuple(asked.dtype or Settings.dtypes),
-        modes=tuple(asked.mode or Settings.modes),
+        modes=tuple(asked.mode or ()),
         without=tuple(asked.without),
         small=asked.small,
     )

@@ -109,6 +109,10 @@ class Monolith(nn.Module):
         size = (batch, self.shape.groups, length, self.shape.head_size)
         self.caches = [(self.norm.new_zeros(size), self.norm.new_zeros(size)) for _ in self.blocks]
 
+    def matrices(self) -> list[Tensor]:
+        """What every token that is decoded must be multiplied with."""
+        return [each.weight for each in self.modules() if isinstance(each, nn.Linear)]
+
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> Monolith:
         """Take the weights of a Llama of `transformers`."""

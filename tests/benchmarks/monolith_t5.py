@@ -63,7 +63,7 @@ class Layer(nn.Module):
         self.down = nn.Linear(shape.ffn, h, bias=False)
 
     def heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.shape.head_size)).transpose(1, 2)  # [b, s, k d] -> [b, k, s, d]
+        return x.view(*x.shape[:2], -1, self.shape.head_size).transpose(1, 2)  # [b, s, k d] -> [b, k, s, d]
 
     def normed(self, x: Tensor, scale: Tensor) -> Tensor:
         return F.rms_norm(x, (self.shape.hidden,), scale, self.shape.eps)
@@ -127,6 +127,11 @@ class MonolithT5(nn.Module):
             )
             for layer in self.decoder
         ]
+
+    def matrices(self) -> list[Tensor]:
+        """What every token that is written must be multiplied with."""
+        linears = [(name, each) for name, each in self.decoder.named_modules() if isinstance(each, nn.Linear)]
+        return [each.weight for name, each in [*linears, ("head", self.head)] if "cross_key_value" not in name]
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> MonolithT5:

@@ -11,41 +11,62 @@ from benchmarks.table import Table
 
 __all__ = ["PAGES", "write_pages"]
 
-_RATIOS = "Ratios are medians over the rounds of what was measured in the same round; below 1 is faster than the row compared with. "
-_LLAMA = (
-    "A Llama of 32 million parameters: width 512, 8 layers, 8 heads in 4 groups, MLP of 1408, vocabulary of 8192. `monolith` is one "
-    "plain file in torch, `tests/benchmarks/monolith.py`. `transom` is built from the same checkpoint with `torch_dot_product`; what "
-    "follows a comma is another implementation in its place. All contenders gave the same results before they were timed. "
-)
-_COMPILED = "Compiled tables also have the eager monolith, which they are compared with. "
+_RATIOS = """
+Ratios are medians over the rounds of what was measured in the same round; below 1 is faster than what it is compared
+with.
+"""
+_LLAMA = """
+A Llama of 32 million parameters: width 512, 8 layers, 8 heads in 4 groups, MLP of 1408, vocabulary of 8192. `monolith`
+is one plain file in torch, `tests/benchmarks/monolith.py`. `transom` is built from the same checkpoint with
+`torch_dot_product`; what follows a comma is another implementation in its place, of those that serve here. All
+contenders gave the same results before they were timed.
+"""
+_COMPILED = """
+Tables of what is compiled also have the eager monolith, which the others are compared with.
+"""
+_READ = """
+`weights read` is the bare sequence of matrix products that the new tokens need, and the limit of what can be reached.
+"""
 
 PAGES: dict[str, tuple[str, str]] = {
-    "forward": ("Forward and prefill", _LLAMA + _RATIOS + _COMPILED),
-    "training": ("Training step", _LLAMA + "A step is loss, gradients and AdamW. " + _RATIOS + _COMPILED),
+    "forward": ("Forward and prefill", _LLAMA + _RATIOS),
+    "training": ("Training step", _LLAMA + "A step is loss, gradients and AdamW.\n" + _RATIOS + _COMPILED),
     "decoding": (
         "Decoding",
         _LLAMA
-        + "A prompt of 16 tokens and its greedy continuation over a cache, everything included. `weights read` is the bare "
-        "sequence of matrix products that the new tokens need. " + _RATIOS + _COMPILED,
+        + "A prompt of 16 tokens and its greedy continuation over a cache, everything included.\n"
+        + _READ
+        + _RATIOS
+        + _COMPILED,
     ),
     "t5": (
         "Encoder-decoder",
-        "A T5 1.1: width 512, 6 layers in each stack, 8 heads, gated MLP of 1024, vocabulary of 8192. `monolith` is one plain file, "
-        "`tests/benchmarks/monolith_t5.py`; `weights read` is the bare sequence of matrix products of the decoder. "
+        """
+A T5 1.1: width 512, 6 layers in each stack, 8 heads, gated MLP of 1024, vocabulary of 8192. `monolith` is one plain
+file, `tests/benchmarks/monolith_t5.py`. All contenders gave the same results before they were timed.
+"""
+        + _READ
         + _RATIOS,
     ),
     "memory": ("Memory of a training step", _LLAMA),
     "building": ("Building and loading", _RATIOS),
     "scaling": (
         "Scaling",
-        "How time grows along one axis while the others stay. The slope is that of a line through the logarithms: 1 is growth in "
-        "proportion; less is a part that does not grow; over tokens, attention takes it towards 2.",
+        """
+How time grows along one axis while the others stay. The slope is that of a line through the logarithms: 1 is growth in
+proportion; less is a part that does not grow; over tokens, attention takes it towards 2.
+""",
     ),
-    "compilation": ("Graphs and recompilation", "Everybody is compiled, and a sequence or batch grows."),
-    "registry": ("What the registry costs", "Finding, planning, starting, and nothing in a forward."),
+    "compilation": ("Graphs and recompilation", "Everybody is compiled, and a sequence grows, or a batch does.\n"),
+    "registry": (
+        "What the registry costs",
+        "Finding what is installed, starting, planning, and nothing in a forward.\n",
+    ),
     "gpu": (
         "On a GPU",
-        "A Llama of about a billion parameters in bfloat16: 20 layers, width 2048, MLP of 5632, vocabulary of 32768. "
+        """
+A Llama of about a billion parameters in bfloat16: 20 layers, width 2048, MLP of 5632, vocabulary of 32768.
+"""
         + _RATIOS,
     ),
 }

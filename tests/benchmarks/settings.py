@@ -10,7 +10,7 @@ from benchmarks.measure import CLOCKS, Clock
 from benchmarks.monolith import Shape
 from benchmarks.monolith_t5 import T5Shape
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "dtype_of"]
 
 _SMALL = Shape(vocab=512, hidden=128, layers=2, heads=4, groups=2, ffn=352, length=256)
 _SMALL_T5 = T5Shape(vocab=512, hidden=128, layers=2, heads=4, ffn=256)
@@ -24,19 +24,17 @@ class Settings:
         rounds: how often each contender is timed.
         clock_name: of `CLOCKS`.
         dtypes: names of those to be measured.
-        modes: ``"eager"``, ``"compiled"``, or both.
+        modes: ``"eager"``, ``"compiled"``, or both; empty = each suite's own, for compiling takes minutes.
         without: contenders that are left out.
         small: tiny models, to try the suite itself.
-        device: type of the device.
     """
 
     rounds: int = 7
     clock_name: str = "wall"
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
-    modes: tuple[str, ...] = ("eager", "compiled")
+    modes: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     small: bool = False
-    device: str = "cpu"
 
     @property
     def clock(self) -> Clock:
@@ -52,6 +50,15 @@ class Settings:
     def t5_shape(self) -> T5Shape:
         """Of the T5s."""
         return _SMALL_T5 if self.small else T5Shape()
+
+    def modes_of(self, dtype: str, *, compiles: bool) -> tuple[str, ...]:
+        """Give the modes of a workload.
+
+        Args:
+            dtype: that it is run in.
+            compiles: it is compiled where nobody says which modes, in float32.
+        """
+        return self.modes or (("eager", "compiled") if compiles and dtype == "float32" else ("eager",))
 
     def described(self) -> dict[str, str]:
         """Give what must be known of a table beside its name."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +13,10 @@ from benchmarks.measure import Step
 from benchmarks.monolith import Monolith
 from benchmarks.monolith_t5 import MonolithT5
 
-__all__ = ["decoding", "inferring", "products", "random_ids", "t5_products", "training", "weights_read"]
+__all__ = ["decoding", "inferring", "matrices", "random_ids", "training", "weights_read"]
 
 _AGREED = 8
 """Tokens that must be the same: after more, two nearly equal logits may be rounded apart."""
-
-Product = tuple[Tensor, int]
-"""A weight, and for how many rows it is read at once."""
 
 
 def random_ids(vocab: int, b: int, s: int, device: str = "cpu") -> Tensor:
@@ -59,9 +56,10 @@ def training(contender: Contender, ids: Tensor) -> Step:
     return step
 
 
-def decoding(contender: Contender, prompt: Tensor, count: int, *, compares: bool = True) -> Step:
-    """Greedy tokens over a cache, the prompt's forward included."""
+def decoding(contender: Contender, prompt: Tensor, count: int) -> Step:
+    """Greedy tokens over a cache, the prompt's forward included; compared where rounding decides on few."""
     decode = contender.decoding(prompt, count)
+    compares = next(contender.module.parameters()).dtype == torch.float32
 
     def step() -> Tensor | None:
         contender.module.eval()
@@ -72,10 +70,10 @@ def decoding(contender: Contender, prompt: Tensor, count: int, *, compares: bool
     return step
 
 
-def weights_read(products: Iterable[Product], times: int) -> Step:
-    """Make the bare sequence of matrix products that so many steps cannot do without."""
-    pairs = [(torch.ones(rows, weight.shape[1], dtype=weight.dtype), weight) for weight, rows in products]
-    inputs = [(x.to(weight.device), weight) for x, weight in pairs]
+def weights_read(contenders: Sequence[Contender], rows: int, times: int) -> Step:
+    """Make the bare sequence of matrix products that so many tokens of so many rows cannot do without."""
+    weights = matrices(contenders)
+    inputs = [(weight.new_ones(rows, weight.shape[1]), weight) for weight in weights]
 
     def step() -> None:
         with torch.inference_mode():
@@ -86,23 +84,7 @@ def weights_read(products: Iterable[Product], times: int) -> Step:
     return step
 
 
-def products(contenders: Sequence[Contender], rows: int) -> list[Product]:
-    """Give the products of one token for each of so many rows."""
-    (model,) = (each.module for each in contenders if isinstance(each.module, Monolith))
-    weights: list[Tensor] = []
-    for block in model.blocks:
-        weights += [block.qkv.weight, block.out.weight, block.gate_up.weight, block.down.weight]
-    return [(weight, rows) for weight in [*weights, model.head.weight]]
-
-
-def t5_products(contenders: Sequence[Contender], rows: int) -> list[Product]:
-    """Likewise, of the decoder of a T5."""
-    (model,) = (each.module for each in contenders if isinstance(each.module, MonolithT5))
-    weights: list[Tensor] = []
-    for layer in model.decoder:
-        weights += [layer.qkv.weight, layer.out.weight, layer.cross_query.weight, layer.cross_out.weight]
-        weights += [layer.gate_up.weight, layer.down.weight]
-    return [(weight, rows) for weight in [*weights, model.head.weight]]
-
-
-StepOf = Callable[[Contender], Step]
+def matrices(contenders: Sequence[Contender]) -> list[Tensor]:
+    """Give the weights that each token reads, of the hand-written model."""
+    (model,) = (each.module for each in contenders if isinstance(each.module, Monolith | MonolithT5))
+    return model.matrices()

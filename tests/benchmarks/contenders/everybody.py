@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import lru_cache
 
 import torch
 
@@ -19,8 +20,9 @@ from benchmarks.monolith_t5 import T5Shape
 __all__ = ["encoder_decoders", "llama_makers", "llamas"]
 
 
+@lru_cache(maxsize=2)
 def llamas(
-    shape: Shape, dtype: torch.dtype, device: str, without: Collection[str] = ()
+    shape: Shape, dtype: torch.dtype, device: str, without: tuple[str, ...] = ()
 ) -> tuple[list[Contender], dict[str, str]]:
     """Make the Llamas that can take part, and say of the others why not.
 
@@ -43,8 +45,9 @@ def llama_makers(shape: Shape, dtype: torch.dtype, device: str) -> dict[str, Cal
     }
 
 
+@lru_cache(maxsize=2)
 def encoder_decoders(
-    shape: T5Shape, dtype: torch.dtype, device: str, without: Collection[str] = ()
+    shape: T5Shape, dtype: torch.dtype, device: str, without: tuple[str, ...] = ()
 ) -> tuple[list[Contender], dict[str, str]]:
     """Make the T5s that can take part, and say of the others why not.
 

@@ -73,10 +73,12 @@ def _decoding(model: Any, one_token: Callable[..., Tensor]) -> Decoding:
         def step() -> Tensor:
             with prompt.device:
                 model.setup_caches(b, next(model.parameters()).dtype, decoder_max_seq_len=length)
-            tokens = [whole(prompt, mask[:, :seen], positions[:, :seen])]
-            for at in range(seen, length - 1):
-                tokens.append(one_token(tokens[-1], mask[:, at : at + 1], positions[:, at : at + 1]))
-            delete_kv_caches(model)
+            try:
+                tokens = [whole(prompt, mask[:, :seen], positions[:, :seen])]
+                for at in range(seen, length - 1):
+                    tokens.append(one_token(tokens[-1], mask[:, at : at + 1], positions[:, at : at + 1]))
+            finally:
+                delete_kv_caches(model)
             return torch.cat(tokens, dim=1)
 
         return step

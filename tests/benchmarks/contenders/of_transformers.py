@@ -52,7 +52,7 @@ def _compiled() -> dict[str, Any]:
     from transformers import CompileConfig
 
     config = CompileConfig(mode="default", fullgraph=True)
-    config._compile_all_devices = True
+    config._compile_all_devices = True  # type: ignore[assignment]
     return {"cache_implementation": "static", "compile_config": config}
 
 

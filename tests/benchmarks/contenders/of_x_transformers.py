@@ -46,11 +46,11 @@ def x_transformers(shape: Shape, weights: Mapping[str, Tensor], dtype: torch.dty
     def loss(ids: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(model(ids).float().flatten(0, 1), labels.flatten())
 
-    return Contender("x-transformers", model, model, _generating(model), _generating(_compiled(model)), loss)
+    return Contender("x-transformers", model, model, _generating(model), _generating(torch.compile(model)), loss)
 
 
 def _converted(shape: Shape, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename and reorder weights: rotations pair neighbours there, heads of a group are g apart, and one is added to scales."""
+    """Rename and reorder weights: rotations pair neighbours, heads of a group are g apart, scales are less one."""
     n, g = shape.heads, shape.groups
     apart = torch.arange(n).view(g, n // g).T.flatten()
     found = {
@@ -59,11 +59,10 @@ def _converted(shape: Shape, weights: Mapping[str, Tensor]) -> dict[str, Tensor]
         "to_logits.weight": weights["lm_head.weight"],
     }
     for i in range(shape.layers):
-        own = {
-            k.removeprefix(f"model.layers.{i}."): v for k, v in weights.items() if k.startswith(f"model.layers.{i}.")
-        }
+        prefix = f"model.layers.{i}."
+        own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
         attention, mlp = f"attn_layers.layers.{2 * i}.", f"attn_layers.layers.{2 * i + 1}."
-        out = own["self_attn.o_proj.weight"].unflatten(1, (n, -1))[:, apart].flatten(1)
+        out = own["self_attn.o_proj.weight"].view(-1, n, shape.head_size)[:, apart].flatten(1)
         found |= {
             f"{attention}0.0.g": own["input_layernorm.weight"] - 1,
             f"{attention}1.to_q.weight": _neighbours(own["self_attn.q_proj.weight"], n)[apart].flatten(0, 1),
@@ -79,11 +78,7 @@ def _converted(shape: Shape, weights: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 def _neighbours(weight: Tensor, heads: int) -> Tensor:
     """Make neighbours of what is rotated together, half a head apart: ``[k d, h]`` to ``[k, d, h]``."""
-    return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(1, 2)
-
-
-def _compiled(model: Any) -> Any:
-    return torch.compile(model)
+    return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).flatten(1, 2)
 
 
 def _generating(model: Any) -> Decoding:

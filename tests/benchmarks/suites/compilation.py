@@ -29,9 +29,9 @@ Count = Callable[[Contender, int], int]
 
 def compilation(asked: Settings) -> Iterator[Table]:
     """Count graphs; one is the ideal, and a number that grows is a compilation in the middle of a text."""
-    found, absent = llamas(_TINY, torch.float32, "cpu", asked.without)
-    found = [each for each in found if "," not in each.name]
     with _only_traced():
+        found, absent = llamas(_TINY, torch.float32, "cpu", asked.without)
+        found = [each for each in found if "," not in each.name]
         yield _counts("graphs while one sequence is decoded", "new tokens", _NEW, _decoding, found, absent)
         yield _counts("graphs over forward passes of growing length", "lengths", (1, 2, 3), _forward, found, absent)
 

@@ -15,7 +15,7 @@ from benchmarks.monolith import Monolith, Shape
 from benchmarks.settings import Settings
 from benchmarks.suites.timing import timed
 from benchmarks.table import Table
-from benchmarks.workloads import decoding, inferring, products, random_ids, training, weights_read
+from benchmarks.workloads import decoding, inferring, matrices, random_ids, training, weights_read
 
 __all__ = ["gpu", "training_flops"]
 
@@ -48,12 +48,12 @@ def _shares(asked: Settings, shape: Shape, found: list[Contender], absent: Mappi
     workloads: dict[str, Callable[[Contender], Step]] = {
         _NAMES[0]: lambda each: inferring(each, ids),
         _NAMES[1]: lambda each: training(each, ids),
-        _NAMES[2]: lambda each: decoding(each, prompt, _NEW, compares=False),
+        _NAMES[2]: lambda each: decoding(each, prompt, _NEW),
     }
     tables = {}
     for name, step in workloads.items():
         steps = _steps(found, step)
-        limit = {"weights read": weights_read(products(found, 1), _NEW)} if name == _NAMES[2] else {}
+        limit = {"weights read": weights_read(found, 1, _NEW)} if name == _NAMES[2] else {}
         table = timed(
             name,
             "gpu",
@@ -67,7 +67,7 @@ def _shares(asked: Settings, shape: Shape, found: list[Contender], absent: Mappi
         yield table
     (model,) = (each.module for each in found if isinstance(each.module, Monolith))
     yield _share(_NAMES[3], tables[_NAMES[1]], training_flops(model, rows, tokens) / _peak_flops())
-    size = sum(weight.numel() * weight.element_size() for weight, _ in products(found, 1))
+    size = sum(weight.numel() * weight.element_size() for weight in matrices(found))
     yield _share(_NAMES[4], tables[_NAMES[2]], _NEW * size / _bandwidth())
 
 
@@ -136,9 +136,9 @@ def _bandwidth() -> float:
 
 def _seconds(step: Callable[[], Tensor], times: int = 20) -> float:
     """Give the least time of a step, by the device's own clock."""
-    found = []
+    found: list[float] = []
     for _ in range(times):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         step()
         stop.record()

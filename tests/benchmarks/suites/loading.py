@@ -8,6 +8,7 @@ from pathlib import Path
 
 import transom
 from safetensors.torch import load_file
+from torch import nn
 
 from benchmarks.contenders.weights import hugging_face_llama, saved
 from benchmarks.monolith import Monolith
@@ -37,14 +38,14 @@ def loading(asked: Settings) -> Iterator[Table]:
             "monolith, safetensors and copies": lambda: _gone(own.load(load_file(file))),
         }
         note = (
-            f"A file of {size:.0f} MiB in float32. Reading is `Path.read_bytes`, which like a loader fills memory that is "
-            "new. transformers keeps parameters that are the mapped file itself and reads them when they are used; "
+            f"A file of {size:.0f} MiB in float32. Reading is `Path.read_bytes`, which fills memory that is "
+            "new. transformers keeps parameters that are the mapped file itself, and reads them when they are used; "
             "Transom's are copies."
         )
         yield timed("load a checkpoint", "building", steps, asked, tolerance=0.0, base=READ, note=note)
 
 
-def _into(folder: Path, model: object) -> Callable[[], object]:
+def _into(folder: Path, model: nn.Module) -> Callable[[], object]:
     from transom.checkpoint.hugging_face.folder import open_folder
     from transom.checkpoint.model_state import model_outlines, put_tensors, tensors_to_put
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
 
 from benchmarks.contenders.contender import BASE, TOLERANCES, Contender
 from benchmarks.contenders.everybody import encoder_decoders, llamas
@@ -10,7 +14,7 @@ from benchmarks.measure import Step
 from benchmarks.settings import Settings, dtype_of
 from benchmarks.suites.timing import timed
 from benchmarks.table import Table
-from benchmarks.workloads import decoding, inferring, products, random_ids, t5_products, training, weights_read
+from benchmarks.workloads import decoding, inferring, random_ids, training, weights_read
 
 __all__ = ["decode", "forward", "prefill", "t5", "training_step"]
 
@@ -18,105 +22,104 @@ LIMIT = "weights read"
 _PROMPT, _NEW = 16, 64
 _READ, _WRITTEN = 64, 32
 
-StepOf = Callable[[Contender], Step]
+
+@dataclass(frozen=True)
+class _Workload:
+    """What everybody does.
+
+    Args:
+        title: of the table, to which dtype and mode are added.
+        page: where it is shown.
+        step: makes it for a contender.
+        rows: of each product of the limit; 0 = no limit is known.
+        tokens: for which the limit's products are made.
+        compiles: it is compiled too where nobody says which modes.
+    """
+
+    title: str
+    page: str
+    step: Callable[[Contender], Step]
+    rows: int = 0
+    tokens: int = 0
+    compiles: bool = False
 
 
 def forward(asked: Settings) -> Iterator[Table]:
     """Logits of a batch."""
-    ids = random_ids(asked.shape.vocab, 2, min(512, asked.shape.length), asked.device)
-    title = f"forward, {ids.shape[0]} x {ids.shape[1]} tokens"
-    yield from _over_llamas(asked, title, "forward", lambda _: lambda each: inferring(each, ids))
+    ids = random_ids(asked.shape.vocab, 2, min(512, asked.shape.length))
+    work = _Workload(f"forward, 2 x {ids.shape[1]} tokens", "forward", lambda each: inferring(each, ids))
+    yield from _over_llamas(asked, work)
 
 
 def prefill(asked: Settings) -> Iterator[Table]:
     """Logits of one long row."""
-    ids = random_ids(asked.shape.vocab, 1, asked.shape.length, asked.device)
-    title = f"prefill, 1 x {ids.shape[1]} tokens"
-    yield from _over_llamas(asked, title, "forward", lambda _: lambda each: inferring(each, ids))
+    ids = random_ids(asked.shape.vocab, 1, asked.shape.length)
+    work = _Workload(f"prefill, 1 x {ids.shape[1]} tokens", "forward", lambda each: inferring(each, ids))
+    yield from _over_llamas(asked, work)
 
 
 def training_step(asked: Settings) -> Iterator[Table]:
     """Loss, gradients and AdamW."""
-    ids = random_ids(asked.shape.vocab, 2, min(512, asked.shape.length), asked.device)
-    title = f"training step, {ids.shape[0]} x {ids.shape[1]} tokens"
-    yield from _over_llamas(asked, title, "training", lambda _: lambda each: training(each, ids))
+    ids = random_ids(asked.shape.vocab, 2, min(512, asked.shape.length))
+    title = f"training step, 2 x {ids.shape[1]} tokens"
+    yield from _over_llamas(asked, _Workload(title, "training", lambda each: training(each, ids), compiles=True))
 
 
 def decode(asked: Settings) -> Iterator[Table]:
     """Greedy tokens of one row and of eight, with the limit of what must be read."""
     for rows in (1, 8):
-        prompt = random_ids(asked.shape.vocab, rows, _PROMPT, asked.device)
-
-        def limit(found: Sequence[Contender], rows: int = rows) -> Step:
-            return weights_read(products(found, rows), _NEW)
-
-        def steps(dtype: str, prompt: object = prompt) -> StepOf:
-            return lambda each: decoding(each, prompt, _NEW, compares=dtype == "float32")
-
+        prompt = random_ids(asked.shape.vocab, rows, _PROMPT)
         title = f"decode {_NEW} tokens, {rows} row{'s' * (rows > 1)}"
-        yield from _over_llamas(asked, title, "decoding", steps, limit)
-
-
-def _over_llamas(
-    asked: Settings,
-    title: str,
-    page: str,
-    steps: Callable[[str], StepOf],
-    limit: Callable[[Sequence[Contender]], Step] | None = None,
-) -> Iterator[Table]:
-    """Make a table for each dtype, eager and compiled."""
-    for dtype in asked.dtypes:
-        found, absent = llamas(asked.shape, dtype_of(dtype), asked.device, asked.without)
-        yield from _tables(asked, f"{title}, {dtype}", page, found, absent, steps(dtype), dtype, limit)
+        step = partial(_decoding, prompt, _NEW)
+        yield from _over_llamas(asked, _Workload(title, "decoding", step, rows, _NEW, compiles=rows == 1))
 
 
 def t5(asked: Settings) -> Iterator[Table]:
-    """What an encoder takes, and what writing takes after it."""
+    """What an encoder takes, and what reading and writing take together."""
+    ids = random_ids(asked.t5_shape.vocab, 2, 256)
+    yield from _over_t5s(asked, _Workload("T5 encode, 2 x 256 tokens", "t5", lambda each: inferring(each, ids)))
+    for rows in (1, 8):
+        read = random_ids(asked.t5_shape.vocab, rows, _READ)
+        title = f"T5 read {_READ} and write {_WRITTEN} tokens, {rows} row{'s' * (rows > 1)}"
+        yield from _over_t5s(asked, _Workload(title, "t5", partial(_decoding, read, _WRITTEN), rows, _WRITTEN))
+
+
+def _decoding(prompt: torch.Tensor, count: int, contender: Contender) -> Step:
+    return decoding(contender, prompt, count)
+
+
+def _over_llamas(asked: Settings, work: _Workload) -> Iterator[Table]:
     for dtype in asked.dtypes:
-        found, absent = encoder_decoders(asked.t5_shape, dtype_of(dtype), asked.device, asked.without)
-        ids = random_ids(asked.t5_shape.vocab, 2, 256, asked.device)
-        title = f"T5 encode, {ids.shape[0]} x {ids.shape[1]} tokens, {dtype}"
-        yield from _tables(asked, title, "t5", found, absent, lambda each, ids=ids: inferring(each, ids), dtype)
-        for rows in (1, 8):
-            read = random_ids(asked.t5_shape.vocab, rows, _READ, asked.device)
-
-            def step(each: Contender, read: object = read, compares: bool = dtype == "float32") -> Step:
-                return decoding(each, read, _WRITTEN, compares=compares)
-
-            def limit(found: Sequence[Contender], rows: int = rows) -> Step:
-                return weights_read(t5_products(found, rows), _WRITTEN)
-
-            title = f"T5 read {_READ} and write {_WRITTEN} tokens, {rows} row{'s' * (rows > 1)}, {dtype}"
-            yield from _tables(asked, title, "t5", found, absent, step, dtype, limit)
+        found, absent = llamas(asked.shape, dtype_of(dtype), "cpu", asked.without)
+        yield from _over_modes(asked, work, dtype, found, absent)
 
 
-def _tables(
-    asked: Settings,
-    title: str,
-    page: str,
-    found: Sequence[Contender],
-    absent: dict[str, str],
-    step: StepOf,
-    dtype: str,
-    limit: Callable[[Sequence[Contender]], Step] | None = None,
+def _over_t5s(asked: Settings, work: _Workload) -> Iterator[Table]:
+    for dtype in asked.dtypes:
+        found, absent = encoder_decoders(asked.t5_shape, dtype_of(dtype), "cpu", asked.without)
+        yield from _over_modes(asked, work, dtype, found, absent)
+
+
+def _over_modes(
+    asked: Settings, work: _Workload, dtype: str, found: Sequence[Contender], absent: dict[str, str]
 ) -> Iterator[Table]:
-    for mode in asked.modes:
-        steps = {each.name: step(each) for each in found} if mode == "eager" else _compiled_steps(found, step)
-        if limit is not None:
-            steps[LIMIT] = limit(found)
+    for mode in asked.modes_of(dtype, compiles=work.compiles):
+        steps = {each.name: work.step(each) for each in found} if mode == "eager" else _compiled(found, work)
+        if work.rows:
+            steps[LIMIT] = weights_read(found, work.rows, work.tokens)
         yield timed(
-            f"{title}, {mode}",
-            page,
+            f"{work.title}, {dtype}, {mode}",
+            work.page,
             steps,
             asked,
             tolerance=TOLERANCES[dtype_of(dtype)],
             absent=absent,
-            limit=LIMIT if limit else None,
+            limit=LIMIT if work.rows else None,
         )
 
 
-def _compiled_steps(found: Sequence[Contender], step: StepOf) -> dict[str, Step]:
+def _compiled(found: Sequence[Contender], work: _Workload) -> dict[str, Step]:
     """Compile each library once, and keep the hand-written model as it is to be compared with."""
-    steps = {each.name: step(each) for each in found if each.name == BASE}
+    steps = {each.name: work.step(each) for each in found if each.name == BASE}
     compiled = (each.compiled() for each in found if "," not in each.name)
-    return steps | {f"{each.name}, compiled": step(each) for each in compiled}
+    return steps | {f"{each.name}, compiled": work.step(each) for each in compiled}

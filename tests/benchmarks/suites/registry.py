@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 import transom
@@ -104,7 +105,10 @@ def _scanning(asked: Settings) -> Table:
         for _ in range(asked.rounds):
             for name, size in ((name, size) for size in SIZES for name in samples):
                 samples[name][str(size)].append(_scan_once(name, Path(folder) / str(size) / "site", size))
-    note = "Time of the processor, in a fresh interpreter each. Every second distribution has scripts, every hundredth fills a slot."
+    note = (
+        "Time of the processor, in a fresh interpreter each. Every second distribution has scripts, every hundredth "
+        "fills a slot."
+    )
     return Table(
         name="scan what is installed",
         page="registry",
@@ -157,20 +161,20 @@ def _process_time(code: str) -> float:
 def _planning(asked: Settings) -> Table:
     small = {"num_layers": 32, "hidden_size": 4096, "num_attention_heads": 32, "num_query_groups": 8}
     spec = {"vocab_size": 128_256, "max_sequence_length": 8192, "config": small}
-    specs = {"32 layers": spec, "126 layers (llama-405b-shape)": "llama-405b-shape"}
-    places = {name: sum(1 for _ in transom.plan(each, device="meta").nodes()) for name, each in specs.items()}
+    specs: dict[str, Any] = {"32 layers": spec, "126 layers (llama-405b-shape)": "llama-405b-shape"}
+    places = {name: len(list(transom.plan(each, device="meta").nodes())) for name, each in specs.items()}
     steps = {f"{name}, {places[name]} places": partial(_plan, each) for name, each in specs.items()}
     note = "The first plan of a process also imports torch and the chosen classes; it is not among these."
     return timed("plan", "registry", steps, asked, tolerance=0.0, base=None, note=note)
 
 
-def _plan(spec: object) -> None:
+def _plan(spec: Any) -> None:
     transom.plan(spec, device="meta")
 
 
 def _calling(asked: Settings) -> Iterator[Table]:
     """Count the calls of a forward, and time it, for a built model and for the same classes composed by hand."""
-    model = transom.build("tiny-llama", seed=0).eval()
+    model: Any = transom.build("tiny-llama", seed=0).eval()
     hand = by_hand(model.plan.root)(model.plan.config).eval()
     hand.load_state_dict(model.state_dict())
     models = {"composed by hand": hand, "transom.build": model}

@@ -42,8 +42,8 @@ def _curve(asked: Settings, what: str, axis: str, numbers: Sequence[int]) -> Tab
     for number in numbers:
         layers, tokens, rows = (number if axis == each else least for each, least in _least(axis).items())
         shape = replace(_NARROW, layers=layers, length=max(tokens, 256))
-        found, missing = llamas(shape, torch.float32, asked.device, asked.without)
-        ids = random_ids(shape.vocab, rows, tokens, asked.device)
+        found, missing = llamas(shape, torch.float32, "cpu", asked.without)
+        ids = random_ids(shape.vocab, rows, tokens)
         steps = {each.name: _step(what, each, ids) for each in found if "," not in each.name}
         point = timed("", "", steps, asked, tolerance=TOLERANCES[torch.float32], absent=missing)
         absent |= point.absent
