@@ -63,8 +63,6 @@ class DecoderAssembly:
         """Say what a decoder cannot be."""
         if request.config.position_embedding_type == "relative":
             return ["relative positions are for encoder-decoder models"]
-        if request.config.context_parallel_size > 1 and request.context.mode == "infer":
-            return ["ranks share sequences in training alone: mode infer needs context_parallel_size: 1"]
         return []
 
     @staticmethod

@@ -120,7 +120,7 @@ def plan(
         spec: as for `load_spec`.
         device: where the model will be built.
         dtype: of parameters; None = the config's ``params_dtype``.
-        mode: ``"train"`` or ``"infer"``.
+        mode: ``"train"``, or ``"infer"``, where sequences are whole whatever ``context_parallel_size``.
         use: entries that win over the spec's at equal specificity.
         options: likewise for options.
         lock: a lock or its file. Its choices are taken, from its distributions alone, without looking at what else is
@@ -153,8 +153,8 @@ def plan(
     live = load_hooks(hooks)
     spec = modified(spec, live)
     _check_layers(spec)
-    config = _in_dtype(spec.config, dtype)
-    encoder = None if spec.encoder_config is None else _in_dtype(spec.encoder_config, dtype)
+    config = _in_mode(_in_dtype(spec.config, dtype), mode)
+    encoder = None if spec.encoder_config is None else _in_mode(_in_dtype(spec.encoder_config, dtype), mode)
     request = _request(spec, config, encoder, _context(str(device), config, mode))
     planner = Planner(spec, use or {}, options or {}, registry, locked)
     root = planner.tree(Part(slot="model", request=request))
@@ -208,6 +208,11 @@ def _in_dtype(config: TransformerConfig, dtype: str | torch.dtype | None) -> Tra
         )
     # fp16 and bf16 are other spellings of a dtype, and the call's wins.
     return config.replace(params_dtype=name, fp16=False, bf16=False)
+
+
+def _in_mode(config: TransformerConfig, mode: Literal["train", "infer"]) -> TransformerConfig:
+    """Ranks share sequences in training alone: weights are the same, and a cache has the keys of all tokens."""
+    return config.replace(context_parallel_size=1) if mode == "infer" else config
 
 
 def _request(

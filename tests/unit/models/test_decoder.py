@@ -343,9 +343,13 @@ def test_decoder_refuses_to_be_split_in_ways_that_it_does_not_declare(config: di
         transom.plan(tiny(config=config))
 
 
-def test_decoder_whose_ranks_share_sequences_refuses_to_infer() -> None:
-    with pytest.raises(ResolutionError, match="mode infer needs context_parallel_size: 1"):
-        transom.plan(tiny(config={"context_parallel_size": 2}), mode="infer")
+def test_decoder_whose_ranks_share_sequences_in_training_infers_alone() -> None:
+    spec = tiny(config={"context_parallel_size": 2})
+    assert transom.plan(spec).config.context_parallel_size == 2
+    decoder = transom.build(spec, mode="infer", seed=0)
+    assert decoder.plan.config.context_parallel_size == 1
+    tokens = torch.arange(5)[None]
+    assert torch.equal(decoder(tokens), transom.build(tiny(), mode="infer", seed=0)(tokens))
 
 
 def test_decoder_of_shares_refuses_to_guess_where_their_tokens_are() -> None:
