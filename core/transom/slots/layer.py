@@ -92,7 +92,7 @@ class LayerBuilder(Protocol):
 LAYER = Slot(
     name="layer",
     kind="architecture",
-    api=(1, 0),
+    api=(1, 1),
     summary="one element of a stack",
     request=LayerRequest,
     builder=LayerBuilder,
