@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from transom.transformer.gated_silu import gated_silu
+
 if TYPE_CHECKING:
     from transom.slots.activation import Activation, ActivationBuilder
     from transom.transformer.transformer_config import TransformerConfig
@@ -76,6 +78,8 @@ def _function_of(config: TransformerConfig) -> Callable[[Tensor], Tensor]:
     if not config.gated_linear_unit:
         return act
     clamp, offset = config.activation_func_clamp_value, config.glu_linear_offset
+    if clamp is None and offset == 0.0 and config.activation_func == "silu":
+        return gated_silu
     if clamp is None and offset == 0.0:
         return functools.partial(_gated, act)
     return functools.partial(_clamped_gated, act, torch.inf if clamp is None else clamp, offset)

@@ -191,7 +191,7 @@ class SelfAttention(Module):
         query, key = self._prepare(query, key, positions, mask)
         query, key, value = query.flatten(2, -2), key.flatten(2, -2), value.flatten(2, -2)  # -> [b, s, n or g, d]
         if self.rotates_in_step and value.requires_grad and not is_compiling():
-            value = value.contiguous()  # a view would keep all of the projections, rotated queries and keys beside them
+            value = value.contiguous()  # a view would keep the unrotated queries and keys, too
         if cache is None:
             attended = _attend(self, query, key, value, mask)
         elif self.reads_pages and (pages := pages_of(cache, key, value, positions)) is not None:

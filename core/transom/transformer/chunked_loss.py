@@ -118,8 +118,10 @@ def _gradients(
         slope = slope.to(hidden.dtype)
         if needs_hidden:
             grad_hidden[tokens] = slope @ weight  # [chunk, v] @ [v, h]
-        if needs_weight:
-            grad_weight += slope.T @ hidden[tokens]  # [v, chunk] @ [chunk, h]
+        if needs_weight and grad_weight.dtype == slope.dtype:
+            grad_weight.addmm_(slope.T, hidden[tokens])  # [v, chunk] @ [chunk, h]
+        elif needs_weight:
+            grad_weight += slope.T @ hidden[tokens]
     return grad_hidden, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
 
 

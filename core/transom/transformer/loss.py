@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transom.transformer.chunked_loss import chunked_cross_entropy
+from transom.transformer.kept_logits import cross_entropy_of_kept_logits
 
 if TYPE_CHECKING:
     from transom.slots.loss import Loss, LossBuilder, LossRequest
@@ -26,7 +27,8 @@ class CrossEntropy(nn.Module):
 
     With z-loss, ``z * logsumexp(logits)²`` is added, which keeps the partition function near one. Logits are made in
     the hidden states' dtype and everything after them in float32 (float64 for float64). Where all tokens' logits
-    together would be large, they are made for a chunk of tokens at a time, and again in the backward pass.
+    together would be large, they are made for a chunk of tokens at a time, and again in the backward pass; otherwise
+    they are kept, once, and become their own gradients.
 
     Args:
         config: is not read: all that matters is in the request.
@@ -66,6 +68,9 @@ class CrossEntropy(nn.Module):
             return chunked_cross_entropy(
                 hidden, weight, labels, bias, self.ignore_index, self.z_loss, chunk, self.softcap
             )
+        if self.softcap is None and _is_plain(hidden, weight):
+            flat, ids = hidden.flatten(0, -2), labels.flatten()  # [b·s, h], [b·s]
+            return cross_entropy_of_kept_logits(flat, weight, ids, bias, self.ignore_index, self.z_loss).view_as(labels)
         logits = F.linear(hidden, weight, bias).flatten(0, -2)  # [b·s, v]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.softcap is not None:
@@ -75,6 +80,13 @@ class CrossEntropy(nn.Module):
             penalty = self.z_loss * logits.logsumexp(-1).square()
             losses = losses + penalty.masked_fill(labels.flatten() == self.ignore_index, 0.0)
         return losses.view(labels.shape)
+
+
+def _is_plain(hidden: Tensor, weight: Tensor) -> bool:
+    """Whether nothing but autograd looks on: a compiler, an autocast and function transforms want operations."""
+    is_watched = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    is_cast = hidden.dtype != weight.dtype or torch.is_autocast_enabled(hidden.device.type)
+    return not is_watched and not is_cast and type(hidden) is Tensor and type(weight) in (Tensor, nn.Parameter)
 
 
 if TYPE_CHECKING:

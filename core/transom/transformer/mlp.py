@@ -12,6 +12,7 @@ from transom.errors import ConfigError, ParallelError
 from transom.transformer import parts
 from transom.transformer.activation import activation_of
 from transom.transformer.module import Module
+from transom.transformer.remade_input import with_remade_input
 from transom.transformer.sharding import (
     Offset,
     ReplicaId,
@@ -174,7 +175,6 @@ class MLP(Module):
     Source: Vaswani et al. 2017, section 3.3; gated units: Shazeer 2020.
 
     Example:
-        >>> import torch
         >>> from transom import TransformerConfig
         >>> from transom.transformer.linear import ColumnLinear, RowLinear
         >>> config = TransformerConfig(num_layers=1, hidden_size=8, num_attention_heads=2)
@@ -252,10 +252,10 @@ class MLP(Module):
             ``config.add_bias_linear``, and when a scale is given: then it is scaled and added here.
         """
         inner, bias = self.linear_fc1(hidden_states)  # [b, s, h] -> [b, s, f] or [b, s, 2f]
-        inner = self.activation_func(inner if bias is None else inner + bias)  # -> [b, s, f]
+        inner = inner if bias is None else inner + bias
         if per_token_scale is None:
-            return self.linear_fc2(inner)
-        scale = per_token_scale.unsqueeze(-1)  # [b, s, 1]
+            return with_remade_input(self.linear_fc2, self.activation_func, inner)
+        inner, scale = self.activation_func(inner), per_token_scale.unsqueeze(-1)  # [b, s, f], [b, s, 1]
         output, bias = self.linear_fc2((inner * scale).to(inner.dtype))  # -> [b, s, h]
         return output if bias is None else output + (bias * scale).to(output.dtype), None
 

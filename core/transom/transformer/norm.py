@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from transom.transformer.rms_norm import rms_norm
 from transom.transformer.utils import torch_dtype
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ class TorchNorm(nn.Module):
         >>> from transom import TransformerConfig
         >>> config = TransformerConfig(
         ...     num_layers=1, hidden_size=2, num_attention_heads=1, normalization="RMSNorm")
-        >>> TorchNorm(config, hidden_size=2, eps=0.0)(torch.tensor([1.0, 7.0]))
-        tensor([0.2000, 1.4000], grad_fn=<MulBackward0>)
+        >>> TorchNorm(config, hidden_size=2, eps=0.0)(torch.tensor([1.0, 7.0])).detach()
+        tensor([0.2000, 1.4000])
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
@@ -68,7 +69,7 @@ class TorchNorm(nn.Module):
 
     def _normalise(self, x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
         if shift is None:
-            return F.rms_norm(x, scale.shape, scale, self.eps)
+            return rms_norm(x, scale, self.eps)
         return F.layer_norm(x, scale.shape, scale, shift, self.eps)
 
     def extra_repr(self) -> str:

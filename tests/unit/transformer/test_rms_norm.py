@@ -1,0 +1,62 @@
+"""RMSNorm: torch's own bits, and gradients of the formula."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from transom.transformer.rms_norm import rms_norm
+
+
+def inputs(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(2, 3, 8, dtype=dtype, requires_grad=True), torch.randn(8, dtype=dtype, requires_grad=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_rms_norm_has_the_bits_of_torch(dtype: torch.dtype) -> None:
+    x, scale = inputs(dtype)
+    assert torch.equal(rms_norm(x, scale, 1e-5), F.rms_norm(x, (8,), scale, 1e-5))
+
+
+def test_rms_norm_has_the_same_bits_when_nothing_is_differentiated() -> None:
+    x, scale = inputs(torch.float32)
+    with torch.no_grad():
+        expected = rms_norm(x, scale, 1e-5)
+    assert torch.equal(rms_norm(x, scale, 1e-5), expected)
+
+
+def test_gradients_are_right_to_the_second_order() -> None:
+    x, scale = inputs()
+    assert torch.autograd.gradcheck(lambda *each: rms_norm(*each, 1e-5), (x, scale))
+    assert torch.autograd.gradgradcheck(lambda *each: rms_norm(*each, 1e-5), (x, scale))
+
+
+def test_gradients_are_right_when_functions_are_transformed() -> None:
+    x, scale = inputs()
+    one_by_one = torch.func.vmap(torch.func.grad(lambda row: rms_norm(row, scale, 1e-5).square().sum()))(x)
+    (together,) = torch.autograd.grad(F.rms_norm(x, (8,), scale, 1e-5).square().sum(), x)
+    torch.testing.assert_close(one_by_one, together)
+
+
+def test_backward_pass_keeps_no_normed_copy() -> None:
+    kept: list[int] = []
+    x, scale = inputs()
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each.numel()) or each, lambda each: each):
+        rms_norm(x, scale, 1e-5)
+    assert sorted(kept) == [6, 8, 48]  # a number a token, the scale, the input
+
+
+def test_backward_pass_is_a_few_operations() -> None:
+    class Operations(TorchDispatchMode):
+        number = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            self.number += "view" not in func.name() and func is not torch.ops.aten.t.default
+            return func(*args, **(kwargs or {}))
+
+    x, scale = inputs()
+    normed = rms_norm(x, scale, 1e-5)
+    with Operations() as seen:
+        torch.autograd.grad(normed, (x, scale), torch.ones_like(normed))
+    assert seen.number <= 14
