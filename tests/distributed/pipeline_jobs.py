@@ -17,7 +17,7 @@ from transom.distributed.gradients import GradientNorm, sum_partial_gradients
 from transom.distributed.mesh import ParallelMesh
 from transom.distributed.pipeline import Pipeline
 from transom.distributed.stages import RankStages
-from transom.errors import ParallelError
+from transom.errors import InputError, ParallelError
 
 FIELDS = {"num_layers": 4, **state_jobs.FIELDS}
 ROWS = 8
@@ -111,3 +111,21 @@ def refusals(sizes: dict[str, int], group: dist.ProcessGroup) -> list[str]:
         except ParallelError as error:
             said.append(error.what)
     return said
+
+
+def stage_error(group: dist.ProcessGroup) -> str:
+    """What a pipeline of one rank says of an error in the second step of its stage."""
+    mesh, model, _ = make({"dp": group.size()})
+    pipeline = Pipeline(model, mesh, microbatches=2, schedule="gpipe")
+    tokens, labels = batch(0)
+    pipeline.run(tokens, {"labels": labels})
+
+    def broken(*received: Any, **named: Any) -> Any:
+        raise InputError("the stage is broken.")
+
+    model.stages[0].forward = broken
+    try:
+        pipeline.run(tokens, {"labels": labels})
+    except InputError as error:
+        return error.what
+    return "nothing"

@@ -54,3 +54,7 @@ def test_pipeline_refuses_what_it_cannot_run() -> None:
             "the schedule 'interleaved' cannot run 1 stage a rank.",
             "a batch of 3 sequences does not divide into 4 parts.",
         ]
+
+
+def test_error_of_a_stage_is_raised_as_it_is() -> None:
+    assert ranks(2).run(pipeline_jobs.stage_error) == ["the stage is broken."] * 2
