@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from typing import Any
 
@@ -28,15 +29,18 @@ def spec(recipe: str, config: dict[str, Any], train: dict[str, Any], **top: Any)
     return described | {"use": model_jobs.PARALLEL | {"core_attention": "dot_product"}} | top
 
 
-def planned(described: dict[str, Any], sizes: dict[str, int]) -> volume_jobs.Counted:
-    """Add up by axis and operation; where all ranks lie along one axis, what is said to all is said along it."""
-    config = described["config"] | {"tensor_model_parallel_size": 1, "sequence_parallel": False}
+def planned(described: dict[str, Any], sizes: dict[str, int], place: int) -> volume_jobs.Counted:
+    """Add up by axis and operation; what is said to all, or along one of two axes, where one axis has all of them."""
+    alone = {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1, "sequence_parallel": False}
+    config = described["config"] | alone | {"virtual_pipeline_model_parallel_size": None}
     whole = transom.plan(described | {"config": config})
     world = World(**sizes, sp=described["config"].get("sequence_parallel", 0))
-    (said,) = communication(whole, world, Step.of(whole, world))
+    said = communication(whole, world, Step.of(whole, world))[place]
     found: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
     for each in said:
-        axis = next(iter(sizes)) if each.axis == "all" and len(sizes) == 1 else each.axis
+        axis = "dp" if each.axis == "cp" else each.axis  # ranks that share sequences are data-parallel ones, too
+        if axis == "all" and len(sizes) == 1:
+            axis = next(iter(sizes)).replace("cp", "dp")
         found[axis, each.operation][0] += each.calls
         found[axis, each.operation][1] += each.bytes
     return found
@@ -76,6 +80,15 @@ CASES: dict[str, tuple[str, dict[str, int], dict[str, Any], dict[str, Any], dict
         {},
         {"vocab_size": 258},
     ),
+    "llama_pp": ("tiny-llama", {"pp": 2}, {}, {}, {}),
+    "llama_pp_untied_accumulated": ("tiny-llama", {"pp": 2}, {}, {"accumulate": 2, "microbatches": 2}, UNTIED),
+    "t5_pp": ("tiny-t5", {"pp": 2}, {}, {}, {}),
+    "llama_pp_dp": ("tiny-llama", {"pp": 2, "dp": 2}, {}, {}, {}),
+    "llama_pp_sp": ("tiny-llama", {"pp": 2, "tp": 2}, SEQUENCE, {}, {}),
+    "llama_virtual": ("tiny-llama", {"pp": 2, "dp": 2, "vpp": 2}, {"num_layers": 4}, {}, {}),
+    "llama_cp": ("tiny-llama", {"cp": 2}, {}, {}, {}),
+    "llama_cp_tp": ("tiny-llama", {"cp": 2, "tp": 2}, {}, {}, {}),
+    "t5_pp_four": ("tiny-t5", {"pp": 4}, {}, {}, {}),
     "t5_both": ("tiny-t5", BOTH, {}, {}, {}),
 }
 
@@ -83,8 +96,10 @@ CASES: dict[str, tuple[str, dict[str, int], dict[str, Any], dict[str, Any], dict
 @pytest.mark.parametrize("case", CASES)
 def test_planned_volume_is_what_ranks_say(case: str) -> None:
     recipe, sizes, config, train, top = CASES[case]
-    count = sizes.get("tp", 1) * sizes.get("dp", 1)
+    virtual = {"virtual_pipeline_model_parallel_size": 2} if "vpp" in sizes else {}
     described = spec(recipe, config | {"tensor_model_parallel_size": sizes.get("tp", 1)}, train, **top)
-    expected = planned(described, sizes)
-    for found in ranks(count).run(volume_jobs.measured, described, sizes):
-        assert found == expected
+    real = {name: size for name, size in sizes.items() if name != "vpp"}
+    described["config"] |= virtual and {"pipeline_model_parallel_size": 2, **virtual}
+    count, stages = math.prod(real.values()), sizes.get("pp", 1)
+    for rank, found in enumerate(ranks(count).run(volume_jobs.measured, described, real)):
+        assert found == planned(described, sizes, rank * stages // count), rank

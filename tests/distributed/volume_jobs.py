@@ -10,14 +10,15 @@ import state_jobs
 import torch.distributed as dist
 import transom
 from torch import Tensor
+from torch.distributed.distributed_c10d import _resolve_process_group
 from torch.utils._python_dispatch import TorchDispatchMode
-from transom.distributed.mesh import DIMENSIONS, ParallelMesh
-from transom.distributed.sizes import ParallelSizes
+from transom.distributed.mesh import ParallelMesh
 from transom.training.corpus import Split
 from transom.training.objective import objective_of
 from transom.training.team import RankTeam
 from transom.training.token_sequence import TokenSequence
 from transom.training.trainer import Trainer
+from transom.training.world import split_over
 
 Counted = dict[tuple[str, str], list[int]]
 """By axis and operation, how many calls and how many bytes."""
@@ -34,10 +35,10 @@ class CountBytes(TorchDispatchMode):
     """Counts the collectives of a rank, those of torch's data parallelism too.
 
     Args:
-        axes: names of process groups, by what they lie along.
+        axes: of the mesh, and this rank's ranks along them.
     """
 
-    def __init__(self, axes: dict[str, str]) -> None:
+    def __init__(self, axes: dict[str, set[int]]) -> None:
         super().__init__()
         self.axes = axes
         self.counted: Counted = defaultdict(lambda: [0, 0])
@@ -46,7 +47,7 @@ class CountBytes(TorchDispatchMode):
         name = func._opname
         if func.namespace == "_c10d_functional" and name in _FUNCTIONAL:
             times = args[1] if name == "all_gather_into_tensor" else 1
-            self._count(_FUNCTIONAL[name], args[-1], args[0].nbytes * times)
+            self._count(_FUNCTIONAL[name], _resolve_process_group(args[-1]), args[0].nbytes * times)
         elif func.namespace == "c10d":
             self._count_base(name, args)
         return func(*args, **(kwargs or {}))
@@ -57,32 +58,35 @@ class CountBytes(TorchDispatchMode):
         place = 1 if name in ("allreduce_", "send") else 2
         whole = args[1] if name == "_reduce_scatter_base_" else args[0]
         size = sum(tensor.nbytes for tensor in ([whole] if isinstance(whole, Tensor) else whole))
-        group = dist.ProcessGroup.unbox(args[place])
-        self._count(_BASE.get(name, name), group.group_name, size)
+        self._count(_BASE.get(name, name), dist.ProcessGroup.unbox(args[place]), size)
 
-    def _count(self, operation: str, group: str, size: int) -> None:
-        found = self.counted[self.axes.get(group, "all"), operation]
+    def _count(self, operation: str, group: dist.ProcessGroup, size: int) -> None:
+        ranks = set(dist.get_process_group_ranks(group))
+        if len(ranks) == 1:
+            return
+        axis = next((axis for axis, along in self.axes.items() if ranks <= along), "all")
+        found = self.counted[axis, operation]
         found[0] += 1
         found[1] += size
 
 
-def measured(described: dict[str, Any], sizes: dict[str, int], group: dist.ProcessGroup | None) -> Counted:
-    """Count what this rank says in the second of two steps."""
-    mesh = ParallelMesh.start(ParallelSizes(**sizes)) if group is None else state_jobs.mesh_of(sizes)
+def measured(described: dict[str, Any], sizes: dict[str, int], group: dist.ProcessGroup) -> Counted:
+    """Count what this rank says in the second of two steps, beside what it says to itself alone."""
+    mesh: Any = state_jobs.mesh_of(sizes)
     team, trainer = prepared(described, mesh)
     trainer.train_step()
-    axes = {mesh.group(name).group_name: name for name in DIMENSIONS}
+    axes = {name: set(dist.get_process_group_ranks(mesh.group(name))) for name in ("tp", "pp")}
+    axes["dp"] = set(dist.get_process_group_ranks(mesh.data.get_group()))
     with CountBytes(axes) as mode:
         team.any(False)
         trainer.train_step()
-    alone = {name for name in DIMENSIONS if mesh.sizes.__dict__[name] == 1}
-    return {key: found for key, found in mode.counted.items() if key[0] not in alone}
+    return dict(mode.counted)
 
 
 def prepared(described: dict[str, Any], mesh: ParallelMesh) -> tuple[RankTeam, Trainer]:
     spec = transom.load_spec(described)
     team = RankTeam(mesh)
-    model = transom.build(spec, seed=0, tp_group=mesh.tp_group)
+    model = team.built(transom.plan(split_over(spec, mesh.sizes)), 0, "cpu")
     length = spec.train.sequence_length or spec.max_sequence_length
     tokens = TokenSequence([np.arange(20 * length, dtype=np.uint16) % (spec.vocab_size // 2)])
     split = Split(tokens, tokens)

@@ -3,15 +3,14 @@
 Counted is what the backward passes of the equations read, each once, on one rank of p tensor-parallel ones, for each of
 its tokens, with e bytes a number:
 
-- norm: its input, h·e; under sequence parallelism for 1/p of the tokens;
-- column linear: its input, in·e, and its output, out/p·e, which what follows reads;
-- a gated activation: the activated gate, f/p·e;
-- core attention: queries and keys that a position embedding turned, (n + g)·d/p·e, and the logarithm of each row's sum;
-- row linear: its input, in/p·e;
-- loss: its input, h·e, and the logits, v/p in float32.
+- norm: its input, h·e, and one number of its statistics; under sequence parallelism for 1/p of the tokens;
+- column linear: its input, in·e, and, where an activation reads it, its output, out/p·e;
+- core attention: queries, keys and values, (n + 2g)·d/p·e, and the logarithm of each row's sum;
+- row linear: its input, in/p·e, which is what attention or the activation made;
+- loss: its input, h·e, and the logits in float32, v/p, where the vocabulary is split; else they are made again.
 
 Attention that keeps its scores keeps several times n/p·t numbers a token more; dropout keeps what it drops. What
-implementations keep beside is theirs: on a small Llama-like model, core's keep within a tenth of this.
+implementations keep beside is theirs.
 
 Where layers are recomputed, only the input of each chunk of layers stays, and the largest chunk is there once. A
 pipeline stage holds several parts of a batch: under 1F1B as many as there are stages from it to the last; under the
@@ -63,7 +62,7 @@ def activations(plan: Plan, world: World, step: Step) -> tuple[int, ...]:
         >>> from transom.specs.world import World
         >>> made = plan("tiny-llama")
         >>> activations(made, World(), Step.of(made, World()))
-        (122896384,)
+        (95707136,)
     """
     if plan.context.mode != "train":
         return (0,) * world.pp
@@ -96,7 +95,7 @@ class _Kept:
 
     def _parts(self, stage: int) -> int:
         """Count the forward passes of a stage, or of its virtual stages, that have not met their backward pass."""
-        stages, virtual, parts = self.world.pp, self.world.vpp, self.world.parts
+        stages, virtual, parts = self.world.pp, self.world.vpp, self.step.parts
         if virtual == 1:
             return min(parts, stages - stage)
         return min(parts * virtual, 2 * (stages - stage - 1) + (virtual - 1) * stages + 1)
@@ -107,24 +106,25 @@ class _Kept:
     def _a_token(self, node: Node) -> float:
         request, step, tp = node.request, self.step, self.world.tp
         if isinstance(request, NormRequest) and not node.path.endswith(("q_layernorm", "k_layernorm")):
-            return request.hidden_size * step.exchanged_width / (tp if self.world.sp else 1)
+            return (request.hidden_size * step.exchanged_width + 4) / (tp if self.world.sp else 1)
         if isinstance(request, LinearRequest) and not node.path.endswith("output_layer"):
             return self._of_linear(node, request)
         if isinstance(request, CoreAttentionRequest):
             return self._of_attention(request)
         if isinstance(request, LossRequest):
-            return self.plan.config.hidden_size * step.exchanged_width + self.plan.spec.vocab_size * 4 / tp
+            logits = self.plan.spec.vocab_size * 4 / tp if tp > 1 else 0
+            return self.plan.config.hidden_size * step.exchanged_width + logits
         return 8 if isinstance(request, EmbeddingRequest) else 0  # ids
 
     def _of_linear(self, node: Node, request: LinearRequest) -> float:
         width, tp = self.step.product_width, self.world.tp
         if node.slot == "row_linear":
             return request.input_size * width / tp
-        activated = request.output_size / request.stride if request.stride > 1 else 0
-        return request.input_size * width + (request.output_size + activated) * width / tp
+        is_activated = not node.path.endswith(("linear_qkv", "linear_q", "linear_kv"))
+        return request.input_size * width + is_activated * request.output_size * width / tp
 
     def _of_attention(self, request: CoreAttentionRequest) -> float:
         config, tp = self.plan.config, self.world.tp
         heads, groups = config.num_attention_heads / tp, max(config.num_query_groups / tp, 1)
-        turned = (heads + groups) * request.head_size if config.position_embedding_type == "rope" else 0
-        return turned * self.step.product_width + heads * 4
+        numbers = (heads + groups) * request.head_size + groups * request.value_head_size
+        return numbers * self.step.product_width + heads * 4

@@ -131,8 +131,9 @@ def communication(plan: Plan, world: World, step: Step) -> tuple[tuple[Exchange,
         >>> [(each.what, each.operation, each.bytes) for each in stage][:2]
         [('parameters', 'all_gather', 12792576), ('gradients', 'reduce_scatter', 6494976)]
     """
-    rank = _Rank(plan, world, step)
-    return tuple(rank.of_stage(nodes) for nodes in stages_of(plan, world))
+    stages = stages_of(plan, world)
+    rank = _Rank(plan, world, step, stages)
+    return tuple(rank.of_stage(nodes) for nodes in stages)
 
 
 @dataclass(frozen=True)
@@ -142,23 +143,21 @@ class _Rank:
     plan: Plan
     world: World
     step: Step
+    stages: tuple[StageNodes, ...]
 
     def of_stage(self, nodes: StageNodes) -> tuple[Exchange, ...]:
-        found: dict[tuple[str, str, Operation], list[int]] = defaultdict(lambda: [0, 0])
+        world, found = self.world, defaultdict[tuple[str, str, Operation, int], list[int]](lambda: [0, 0])
+        sizes = {"tp": world.tp, "dp": world.data, "cp": world.cp, "pp": world.pp, "all": world.ranks}
         for axis, what, operation, calls, size in self._all(nodes):
-            found[axis, what, operation][0] += calls
-            found[axis, what, operation][1] += calls * size
-        sizes = {
-            "tp": self.world.tp,
-            "dp": self.world.data,
-            "cp": self.world.cp,
-            "pp": self.world.pp,
-            "all": self.world.ranks,
-        }
+            found[axis, what, operation, sizes[axis]][0] += calls
+            found[axis, what, operation, sizes[axis]][1] += calls * size
+        for ranks, numbers in self._shared(nodes):
+            found["pp", "gradients of copies", "all_reduce", ranks][0] += 1
+            found["pp", "gradients of copies", "all_reduce", ranks][1] += numbers * self.step.width
         return tuple(
-            Exchange(*key, calls, size, sizes[key[0]])
-            for key, (calls, size) in found.items()
-            if sizes[key[0]] > 1 and size
+            Exchange(axis, what, operation, calls, size, ranks)
+            for (axis, what, operation, ranks), (calls, size) in found.items()
+            if ranks > 1 and size
         )
 
     def _all(self, nodes: StageNodes) -> Iterator[_Said]:
@@ -227,7 +226,21 @@ class _Rank:
         for path in nodes.receives:
             size = self.step.hidden_bytes(self.plan.config, self.world, path)
             yield "pp", "their gradients", "send", (chunks - is_first) * self.step.passes, size
-        yield "pp", "loss", "all_reduce", 1, 8
+        yield "pp", "loss", "all_reduce", self.step.batches, 8
+
+    def _shared(self, nodes: StageNodes) -> Iterator[tuple[int, int]]:
+        """Say how many stages have a copy of a parameter outside of layers, and how many numbers of it are here."""
+        tp, data = self.world.tp, self.world.data
+        held = [{node.path for node in stage.ends + stage.copies} for stage in self.stages]
+        copied = {node.path for stage in self.stages for node in stage.copies}
+        for node in nodes.ends + nodes.copies:
+            if node.path in copied:
+                ranks = sum(node.path in paths for paths in held)
+                for _, shape in shapes_of(node, tp):
+                    yield ranks, math.prod(data_share(shape, data))
+        if nodes.biases:
+            alike = [stage for stage in self.stages if stage.biases and stage.sends == nodes.sends]
+            yield len(alike), -(-nodes.biases // tp // data)
 
     def _once(self, nodes: StageNodes) -> Iterator[_Said]:
         """Squares of gradients that ranks hold parts of; the mean loss; and whether one was asked to stop."""

@@ -38,6 +38,8 @@ class StageNodes:
             that both encoder and decoder begin with.
         root: the model, where what it computes in no place of its own is on this stage; else `None`.
         own: how many of the model's own parameters, which are in no place, are on this stage.
+        biases: how many of these are biases of positions, of which all stages of an encoder, or of a decoder, have a
+            copy.
         receives: paths of those whose hidden states come from the stage before: ``"encoder."``, or what is written.
         sends: likewise, of those that go on to the next.
         embeds: likewise, of those that begin here: whose ids are looked up.
@@ -50,6 +52,7 @@ class StageNodes:
     copies: tuple[Node, ...] = ()
     root: Node | None = None
     own: int = 0
+    biases: int = 0
     receives: tuple[str, ...] = ("",)
     sends: tuple[str, ...] = ("",)
     embeds: tuple[str, ...] = ()
@@ -189,20 +192,21 @@ def _of_both(plan: Plan, number: int, cut: EncoderDecoderStage, encoder_layers: 
         tuple(ends),
         begins or (_shared(plan.root, before) if is_last else ()),
         plan.root if is_last else None,
-        _own_of_both(plan, cut),
+        *_own_of_both(plan, cut),
         receives=_BOTH if cut.is_decoder and not cut.begins else ("encoder.",),
         sends=_BOTH if cut.is_decoder else ("encoder.",),
         embeds=(side,) if cut.begins else (),
     )
 
 
-def _own_of_both(plan: Plan, cut: EncoderDecoderStage) -> int:
-    """Count a stage's own parameters: biases of positions, which all stages have, and at the end all the others."""
+def _own_of_both(plan: Plan, cut: EncoderDecoderStage) -> tuple[int, int]:
+    """Count a stage's own parameters, biases of positions and at the end all the others; and the biases alone."""
     request = plan.root.request
     encoder = getattr(request, "encoder_config", None) or plan.config
     written, read = (_position_biases(config) for config in (plan.config, encoder))
     others = own_cost(plan.root, 1).parameters - read - written
-    return (written if cut.is_decoder else read) + (others if cut.is_decoder and cut.ends else 0)
+    biases = written if cut.is_decoder else read
+    return biases + (others if cut.is_decoder and cut.ends else 0), biases
 
 
 def _position_biases(config: TransformerConfig) -> int:

@@ -66,14 +66,16 @@ class Step:
             >>> step.sequences, step.passes, step.written
             (2, 1, 256)
         """
-        train, parts = plan.spec.train, world.dp * world.parts
+        train = plan.spec.train
         batch = world.batch or train.batch_size
-        if batch % parts and world.batch:
+        parts = _parts(batch // world.dp, train, world) if batch % world.dp == 0 else world.microbatches or world.pp
+        each, left = divmod(batch, parts * world.dp)
+        if left and world.batch:
             raise ParallelError(
                 f"a batch of {batch} sequences does not divide over {world.dp} data-parallel ranks"
-                f"{f' and {world.parts} parts' if world.parts > 1 else ''}.",
+                f"{f' and {parts} parts' if parts > 1 else ''}.",
                 asked_by="--world",
-                hint=f"a batch that is a multiple of {parts}",
+                hint=f"a batch that is a multiple of {parts * world.dp}",
             )
         width = item_size(plan.context.dtype)
         narrow = 2 if train.precision == "bfloat16" else width
@@ -87,8 +89,8 @@ class Step:
         if train.objective == "span_corruption":
             read, written = _corrupted(read, train)
         return cls(
-            sequences=max(batch // parts, 1) if batch % parts == 0 else 1,
-            passes=train.accumulate * world.parts,
+            sequences=1 if left else each,
+            passes=train.accumulate * parts,
             batches=train.accumulate,
             read=read // world.cp,
             written=written // world.cp,
@@ -99,6 +101,11 @@ class Step:
             gathered_width=narrow,
             summed_width=max(narrow, 4) if narrow != width else width,
         )
+
+    @property
+    def parts(self) -> int:
+        """Parts of a batch that go through the stages one after another."""
+        return self.passes // self.batches
 
     def tokens(self, path: str) -> int:
         """Count the tokens that a place of a model sees in one forward pass: of what is read, or of what is written."""
@@ -115,6 +122,14 @@ class Step:
         """
         width = max(self.exchanged_width, 4) if config.fp32_residual_connection else self.exchanged_width
         return self.tokens(path) * config.hidden_size * width // (world.tp if world.sp else 1)
+
+
+def _parts(sequences: int, train: TrainSpec, world: World) -> int:
+    """Say into how many parts a batch is split, as `transom.distributed.schedule.microbatches_of` does."""
+    if world.microbatches or world.pp == 1:
+        return world.microbatches or 1
+    usual = (world.pp * times for times in range(4, 0, -1))
+    return train.microbatches or next((parts for parts in usual if sequences % parts == 0), world.pp)
 
 
 def _corrupted(length: int, train: TrainSpec) -> tuple[int, int]:

@@ -42,7 +42,8 @@ class World:
         layout: which layers each of them has, as `transom.transformer.pipeline_layout` reads it; `None` = as the
             config says, or evenly.
         batch: sequences of one forward pass over all data-parallel ranks; 0 = as ``train.batch_size`` says.
-        microbatches: parts in which a batch goes through the stages; 0 = as many as there are stages.
+        microbatches: parts in which a batch goes through the stages; 0 = as ``train.microbatches`` says, or as
+            many as `transom train` takes.
         sp: 1 = sequence parallelism, 0 = none.
         cp: ranks that share each sequence; they split what the data-parallel ranks split.
     """
@@ -74,11 +75,6 @@ class World:
     def data(self) -> int:
         """Those that hold the same weights, and see other sequences or other parts of them."""
         return self.dp * self.cp
-
-    @property
-    def parts(self) -> int:
-        """Parts of a batch that go through the stages one after another."""
-        return self.microbatches or self.pp
 
 
 def parse_world(text: str, config: TransformerConfig | None = None) -> World:

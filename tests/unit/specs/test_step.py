@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transom
+from transom.distributed.schedule import microbatches_of
 from transom.errors import ParallelError
 from transom.specs.step import Step
 from transom.specs.world import World
@@ -22,7 +23,8 @@ def make(recipe="tiny-llama", config=None, **train):
     [
         (World(), 8, 1),
         (World(dp=4), 2, 1),
-        (World(dp=2, pp=2), 2, 2),
+        (World(dp=2, pp=2), 1, 4),
+        (World(dp=128, pp=16), 1, 16),
         (World(dp=2, microbatches=4), 1, 4),
         (World(dp=3), 1, 1),
         (World(dp=3, batch=24), 8, 1),
@@ -35,7 +37,14 @@ def test_batch_is_divided_over_ranks_and_parts(world, sequences, passes):
 
 def test_accumulated_batches_are_passes():
     step = Step.of(make(accumulate=3), World(pp=2))
-    assert (step.passes, step.batches) == (6, 3)
+    assert (step.passes, step.batches, step.parts) == (24, 3, 8)
+
+
+@pytest.mark.parametrize("asked", [None, 2, 4])
+@pytest.mark.parametrize("batch", [16, 12, 4])
+def test_parts_are_those_that_a_run_takes(asked, batch):
+    step = Step.of(make(batch_size=batch, microbatches=asked), World(pp=2))
+    assert step.parts == microbatches_of(asked, batch, 2)
 
 
 def test_batch_that_was_asked_for_and_does_not_divide_is_refused():

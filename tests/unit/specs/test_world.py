@@ -92,8 +92,3 @@ def test_parse_world_refuses_what_is_no_world(text, what):
 
 def test_context_parallel_ranks_split_what_data_parallel_ranks_do():
     assert (World(tp=2, pp=3, dp=4, cp=5).ranks, World(dp=4, cp=5).data) == (120, 20)
-
-
-@pytest.mark.parametrize(("world", "parts"), [(World(), 1), (World(pp=4), 4), (World(pp=4, microbatches=9), 9)])
-def test_batch_goes_through_the_stages_in_as_many_parts_as_there_are_of_them(world, parts):
-    assert world.parts == parts
