@@ -14,29 +14,31 @@ from torch import Tensor, nn
 from transom.errors import ConfigError, ParallelError
 from transom.transformer.collectives import Ranks, copy_to_ranks
 from transom.transformer.partial_gradients import mark_partial_gradients
+from transom.transformer.recompute import recomputed
 from transom.transformer.split_random import drawn_apart
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-    from transom.slots.kv_cache import Pages
     from transom.slots.linear import ColumnLinearBuilder, Linear, RowLinearBuilder
     from transom.slots.norm import Norm
     from transom.slots.rotary import Rotary
-    from transom.transformer.attention import SelfAttentionSubmodules
+    from transom.transformer.attention import CrossAttention, SelfAttention, SelfAttentionSubmodules
+    from transom.transformer.attention_mask import AttentionMask
     from transom.transformer.transformer_config import TransformerConfig
 
 __all__ = [
     "Drawing",
     "SharedGroup",
     "UnitNorm",
+    "attend",
+    "attend_held",
     "check_ranks",
     "is_step_rotary",
     "make_column",
     "make_proj",
     "make_query_key_norms",
     "make_rotary",
-    "pages_of",
     "query_key_norm_widths",
 ]
 
@@ -97,10 +99,35 @@ def is_step_rotary(rotary: Rotary | None) -> bool:
     return rotary is not None and "mask" in inspect.signature(rotary.forward).parameters
 
 
-def pages_of(cache: Any, key: Tensor, value: Tensor, positions: Tensor | None) -> Pages | None:
-    """Write new keys and values to a cache that keeps pages, and say where all lies; `None` = it keeps none."""
-    update = getattr(cache, "update_pages", None)
-    return None if update is None else update(key, value, positions)
+def attend(
+    attention: SelfAttention | CrossAttention, query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask | None
+) -> Tensor:
+    """Attend by an attention's core, recomputed and with draws of the rank's own as its config says."""
+    with attention.drawing(query.device, attention.training):
+        if attention.recomputes_core and attention.training:
+            return recomputed(attention.core_attention, query, key, value, mask=mask)
+        return attention.core_attention(query, key, value, mask=mask)
+
+
+def attend_held(
+    attention: SelfAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: AttentionMask | None,
+    positions: Tensor | None,
+    cache: Any,
+) -> Tensor:
+    """Write new keys and values to a cache and attend to all that it holds: in place, where both can."""
+    update = getattr(cache, "update_pages", None) if attention.reads_pages else None
+    pages = None if update is None else update(key, value, positions)
+    if pages is not None:
+        core: Any = attention.core_attention
+        attended: Tensor = core.attend_pages(query, pages, mask=cache.mask(mask))
+        return attended
+    # The cache refuses to be used without positions, and says so better than a check here would.
+    key, value, _ = cache.update(key, value, positions)
+    return attend(attention, query, key, value, cache.mask(mask))
 
 
 def _missing_part(places: str, field: str, value: object) -> ConfigError:

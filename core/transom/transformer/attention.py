@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import TYPE_CHECKING, Protocol, final
 
 from torch import Tensor
 from torch.compiler import is_compiling
@@ -14,19 +14,19 @@ from transom.transformer import parts
 from transom.transformer._attention_parts import (
     Drawing,
     SharedGroup,
+    attend,
+    attend_held,
     check_ranks,
     is_step_rotary,
     make_column,
     make_proj,
     make_query_key_norms,
     make_rotary,
-    pages_of,
     query_key_norm_widths,
 )
 from transom.transformer.attention_mask import AttentionMask
 from transom.transformer.enums import AttnMaskType
 from transom.transformer.module import Module
-from transom.transformer.recompute import recomputed
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -140,7 +140,7 @@ class SelfAttention(Module):
         self.norms_across_heads = config.qk_layernorm_across_heads
         self.rotary = make_rotary(config, submodules, layer_number)
         self.rotates_in_step = is_step_rotary(self.rotary)
-        self.core_attention: Any = submodules.core_attention(
+        self.core_attention = submodules.core_attention(
             config, layer_number=layer_number, softmax_scale=config.softmax_scale
         )
         self.reads_pages = hasattr(self.core_attention, "attend_pages")
@@ -193,13 +193,9 @@ class SelfAttention(Module):
         if self.rotates_in_step and value.requires_grad and not is_compiling():
             value = value.contiguous()  # a view would keep the unrotated queries and keys, too
         if cache is None:
-            attended = _attend(self, query, key, value, mask)
-        elif self.reads_pages and (pages := pages_of(cache, key, value, positions)) is not None:
-            attended = self.core_attention.attend_pages(query, pages, mask=cache.mask(mask))
+            attended = attend(self, query, key, value, mask)
         else:
-            # The cache refuses to be used without positions, and says so better than a check here would.
-            key, value, _ = cache.update(key, value, positions)  # type: ignore[arg-type]
-            attended = _attend(self, query, key, value, cache.mask(mask))
+            attended = attend_held(self, query, key, value, mask, positions, cache)
         attended = attended.flatten(2)  # [b, s, n, d] -> [b, s, n·d]
         if gate:
             attended = attended * gate[0].flatten(2).sigmoid()
@@ -358,7 +354,7 @@ class CrossAttention(Module):
                 "cross-attention has nothing to read.",
                 hint="pass key_value_states, or the context of the layer",
             )
-        attended = _attend(self, query, key, value, mask)
+        attended = attend(self, query, key, value, mask)
         return self.linear_proj(attended.flatten(2))  # [b, s, n, d] -> [b, s, h]
 
     def _read(self, states: Tensor) -> tuple[Tensor, Tensor]:
@@ -375,15 +371,6 @@ class CrossAttention(Module):
         self.linear_proj.backward_dw()
         self.linear_kv.backward_dw()
         self.linear_q.backward_dw()
-
-
-def _attend(
-    attention: SelfAttention | CrossAttention, query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask | None
-) -> Tensor:
-    with attention.drawing(query.device, attention.training):
-        if attention.recomputes_core and attention.training:
-            return recomputed(attention.core_attention, query, key, value, mask=mask)
-        return attention.core_attention(query, key, value, mask=mask)
 
 
 def _and_causal(mask: AttentionMask | None) -> AttentionMask:

@@ -50,9 +50,9 @@ class _Call:
 
 
 def _calls(kind: str) -> Iterator[_Call]:
-    title, zero = _KINDS[kind], {"kind": kind, "zero_centered": True}
+    title = _KINDS[kind]
     yield _Call(kind, f"{title}, then a linear whose bias is added once", kind, principal=True)
-    yield _Call(f"{kind}_zero_centered", f"{title} whose scale is stored minus one", **zero, principal=True)
+    yield _Call(f"{kind}_zero_centered", f"{title} whose scale is stored minus one", kind, True, principal=True)
     yield _Call(f"{kind}_no_bias", "without a bias of the linear", kind, bias=False)
     yield _Call(f"{kind}_skip_bias", "with skip_bias_add the bias is returned and not added", kind, skip_bias_add=True)
     yield _Call(
@@ -276,7 +276,7 @@ def _check_delayed(subject: Subject) -> None:
         raise ConformanceError("backward_dw() leaves the weight without a gradient")
     state = {name: tensor.cpu().double().requires_grad_() for name, tensor in _canonical(module).items()}
     out = _expected(call, state, {"x": x.detach().cpu().double()})["output"]
-    (2 * out.square().sum()).backward()
+    torch.autograd.backward(2 * out.square().sum())
     wanted = state["weight"].grad
     assert wanted is not None
     assert_close(found["weight"], wanted, TOLERANCES[subject.dtype].gradients, "the weight's gradient")
