@@ -55,14 +55,14 @@ def test_sizes_refuse_a_sequence_that_does_not_divide_where_it_is_split() -> Non
         ParallelSizes(tp=2).check_sequence(7, split)
     assert (caught.value.length, caught.value.tp) == (7, 2)  # type: ignore[attr-defined]
     ParallelSizes(tp=2, cp=3).check_sequence(12, split)
-    with pytest.raises(ParallelError, match="18 tokens do not divide over 4 tensor-parallel ranks for each of 3 shares"):
+    with pytest.raises(ParallelError, match="18 tokens do not divide over 4 .* ranks for each of 3 shares"):
         ParallelSizes(tp=4, cp=3).check_sequence(18, split)
 
 
 def test_sizes_refuse_a_sequence_that_context_parallel_ranks_cannot_share() -> None:
     config = TransformerConfig(num_layers=1, hidden_size=8, num_attention_heads=2)
     ParallelSizes(cp=3).check_sequence(12, config)
-    with pytest.raises(ParallelError, match="sequences of 9 tokens do not divide over 3 context-parallel ranks") as caught:
+    with pytest.raises(ParallelError, match="9 tokens do not divide over 3 context-parallel ranks") as caught:
         ParallelSizes(cp=3).check_sequence(9, config)
     assert (caught.value.length, caught.value.cp) == (9, 3)  # type: ignore[attr-defined]
     assert caught.value.hint == "a train.sequence_length that is a multiple of 6"
