@@ -55,7 +55,7 @@ def test_sizes_refuse_a_sequence_that_does_not_divide_where_it_is_split() -> Non
         ParallelSizes(tp=2).check_sequence(7, split)
     assert (caught.value.length, caught.value.tp) == (7, 2)  # type: ignore[attr-defined]
     ParallelSizes(tp=2, cp=3).check_sequence(12, split)
-    with pytest.raises(ParallelError, match="18 tokens do not divide over 4 .* ranks for each of 3 shares"):
+    with pytest.raises(ParallelError, match=r"18 tokens do not divide over 4 .* ranks for each of 3 shares"):
         ParallelSizes(tp=4, cp=3).check_sequence(18, split)
 
 
