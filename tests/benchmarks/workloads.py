@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.contenders.contender import Contender
 from benchmarks.measure import Step
@@ -14,6 +15,9 @@ from benchmarks.monolith import Monolith
 from benchmarks.monolith_t5 import MonolithT5
 
 __all__ = ["decoding", "inferring", "matrices", "random_ids", "training", "weights_read"]
+
+_optimizers: WeakKeyDictionary[nn.Module, torch.optim.Optimizer] = WeakKeyDictionary()
+"""One for a model, however it is run: their states are large."""
 
 _AGREED = 8
 """Tokens that must be the same: after more, two nearly equal logits may be rounded apart."""
@@ -44,7 +48,10 @@ def training(contender: Contender, ids: Tensor) -> Step:
     """
     loss_of, labels = contender.loss, ids.roll(-1, dims=1)
     assert loss_of is not None
-    optimizer = torch.optim.AdamW(contender.module.parameters(), lr=0.0)
+    optimizer = _optimizers.get(contender.module)
+    if optimizer is None:
+        optimizer = torch.optim.AdamW(contender.module.parameters(), lr=0.0)
+        _optimizers[contender.module] = optimizer
 
     def step() -> Tensor:
         loss = loss_of(ids, labels)

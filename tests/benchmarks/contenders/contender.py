@@ -45,9 +45,10 @@ class Contender:
         name: in tables.
         module: with the common weights.
         logits: ids ``[b, s]`` to logits ``[b, s, v]``; of an encoder-decoder, ids that it reads to hidden states.
-        loss: ids and labels ``[b, s]`` to the mean loss; `None` = it is not compared.
         decoding: greedy decoding over a cache.
         compiled_decoding: likewise, with the step of a token compiled.
+        loss: ids and labels ``[b, s]`` to the mean loss; `None` = it is not compared.
+        graphed_decoding: decoding replayed as CUDA graphs; `None` = it has no way to ask for them.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Contender:
     decoding: Decoding
     compiled_decoding: Decoding
     loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    graphed_decoding: Decoding | None = None
 
     def compiled(self) -> Contender:
         """Compile what is called, as one function each."""
@@ -64,14 +66,23 @@ class Contender:
 
 
 def compile_anew(function: Callable[..., Tensor], **settings: Any) -> Callable[..., Tensor]:
-    """Compile a function under a code object of its own: torch limits how often one is compiled."""
+    """Compile a function when it is first called.
+
+    It is compiled under a code object of its own, for torch limits how often one is compiled.
+    """
 
     def own(*args: Any) -> Tensor:
         return function(*args)
 
-    own.__code__ = own.__code__.replace(co_name=f"own_{id(function)}")
-    compiled: Callable[..., Tensor] = torch.compile(own, **settings)
-    return compiled
+    own.__code__ = own.__code__.replace(co_name=f"own_{id(own)}")
+    compiled: list[Callable[..., Tensor]] = []
+
+    def call(*args: Any) -> Tensor:
+        if not compiled:
+            compiled.append(torch.compile(own, **settings))
+        return compiled[0](*args)
+
+    return call
 
 
 def gathered(makers: dict[str, Callable[[], Contender]]) -> tuple[list[Contender], dict[str, str]]:
@@ -79,6 +90,9 @@ def gathered(makers: dict[str, Callable[[], Contender]]) -> tuple[list[Contender
 
     Args:
         makers: by name.
+
+    Raises:
+        Exception: of the hand-written model and of Transom, which are always there.
     """
     found: list[Contender] = []
     absent: dict[str, str] = {}
@@ -86,6 +100,8 @@ def gathered(makers: dict[str, Callable[[], Contender]]) -> tuple[list[Contender
         try:
             found.append(make())
         except Exception as error:  # a library may be absent, or break in any way
+            if name == BASE or name.startswith("transom"):
+                raise
             absent[name] = reason(error)
     return found, absent
 

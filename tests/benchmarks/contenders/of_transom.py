@@ -24,6 +24,8 @@ NAMED = {"core_attention": "torch_dot_product"}
 _COMPARED = {"core_attention": "core_attention", "linear": "column_linear", "norm": "norm"}
 """Slots whose implementations are rows of their own, and where those are listed."""
 
+_GRAPHED = partial(torch.compile, mode="reduce-overhead", fullgraph=True, dynamic=False)
+
 Maker = Callable[[], Contender]
 
 
@@ -71,7 +73,15 @@ def _decoder(name: str, reference: Any, use: Mapping[str, str], dtype: torch.dty
         result: Tensor = model(ids, labels=labels).mean()
         return result
 
-    return Contender(name, model, model, _generating(model), _generating(model, compile=True), loss)
+    return Contender(
+        name=name,
+        module=model,
+        logits=model,
+        loss=loss,
+        decoding=_generating(model),
+        compiled_decoding=_generating(model, compile=True),
+        graphed_decoding=_generating(model, compile=_GRAPHED),
+    )
 
 
 def _encoder_decoder(name: str, reference: Any, use: Mapping[str, str], dtype: torch.dtype, device: str) -> Contender:

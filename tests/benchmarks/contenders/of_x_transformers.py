@@ -46,7 +46,14 @@ def x_transformers(shape: Shape, weights: Mapping[str, Tensor], dtype: torch.dty
     def loss(ids: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(model(ids).float().flatten(0, 1), labels.flatten())
 
-    return Contender("x-transformers", model, model, _generating(model), _generating(torch.compile(model)), loss)
+    return Contender(
+        name="x-transformers",
+        module=model,
+        logits=model,
+        loss=loss,
+        decoding=_generating(model),
+        compiled_decoding=lambda prompt, count: _generating(torch.compile(model))(prompt, count),
+    )
 
 
 def _converted(shape: Shape, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -45,49 +45,46 @@ def _shares(asked: Settings, shape: Shape, found: list[Contender], absent: Mappi
     rows, tokens = (2, 64) if asked.small else (_ROWS, _TOKENS)
     ids = random_ids(shape.vocab, rows, tokens, "cuda")
     prompt = random_ids(shape.vocab, 1, 16, "cuda")
-    workloads: dict[str, Callable[[Contender], Step]] = {
-        _NAMES[0]: lambda each: inferring(each, ids),
-        _NAMES[1]: lambda each: training(each, ids),
-        _NAMES[2]: lambda each: decoding(each, prompt, _NEW),
-    }
-    tables = {}
-    for name, step in workloads.items():
-        steps = _steps(found, step)
-        limit = {"weights read": weights_read(found, 1, _NEW)} if name == _NAMES[2] else {}
-        table = timed(
-            name,
-            "gpu",
-            steps | limit,
-            asked,
-            tolerance=TOLERANCES[torch.bfloat16],
-            absent=absent,
-            limit=next(iter(limit), None),
-        )
-        tables[name] = table
-        yield table
+    forward, train, decode, compute_share, bandwidth_share = _NAMES
+    yield _timed(asked, forward, _steps(found, lambda each: inferring(each, ids)), absent)
+    trained = _timed(asked, train, _steps(found, lambda each: training(each, ids)), absent)
+    yield trained
+    decoded = _timed(asked, decode, _decoding_steps(found, prompt), absent, "weights read")
+    yield decoded
     (model,) = (each.module for each in found if isinstance(each.module, Monolith))
-    yield _share(_NAMES[3], tables[_NAMES[1]], training_flops(model, rows, tokens) / _peak_flops())
+    yield _share(compute_share, trained, training_flops(model, rows, tokens) / _peak_flops())
     size = sum(weight.numel() * weight.element_size() for weight in matrices(found))
-    yield _share(_NAMES[4], tables[_NAMES[2]], _NEW * size / _bandwidth())
+    yield _share(bandwidth_share, decoded, _NEW * size / _bandwidth())
+
+
+def _timed(
+    asked: Settings, name: str, steps: Mapping[str, Step], absent: Mapping[str, str], limit: str | None = None
+) -> Table:
+    return timed(name, "gpu", steps, asked, tolerance=TOLERANCES[torch.bfloat16], absent=absent, limit=limit)
 
 
 def _steps(found: list[Contender], step: Callable[[Contender], Step]) -> dict[str, Step]:
-    """Give everybody eager, compiled, and compiled with CUDA graphs."""
+    """Give everybody eager, and the libraries compiled, with and without CUDA graphs."""
     steps = {each.name: step(each) for each in found}
     plain = [each for each in found if "," not in each.name]
     steps |= {f"{each.name}, compiled": step(each.compiled()) for each in plain}
-    return steps | {f"{each.name}, CUDA graphs": step(_with_graphs(each)) for each in plain if each.loss is not None}
+    return steps | {f"{each.name}, CUDA graphs": step(_with_graphs(each)) for each in plain}
 
 
 def _with_graphs(each: Contender) -> Contender:
     assert each.loss is not None
     how = {"mode": "reduce-overhead"}
-    return replace(
-        each,
-        logits=compile_anew(each.logits, **how),
-        loss=compile_anew(each.loss, **how),
-        decoding=each.compiled_decoding,
-    )
+    return replace(each, logits=compile_anew(each.logits, **how), loss=compile_anew(each.loss, **how))
+
+
+def _decoding_steps(found: list[Contender], prompt: Tensor) -> dict[str, Step]:
+    steps = {each.name: decoding(each, prompt, _NEW) for each in found}
+    for each in (each for each in found if "," not in each.name):
+        steps[f"{each.name}, compiled"] = decoding(each.compiled(), prompt, _NEW)
+        if each.graphed_decoding is not None:
+            graphed = replace(each, decoding=each.graphed_decoding)
+            steps[f"{each.name}, CUDA graphs"] = decoding(graphed, prompt, _NEW)
+    return steps | {"weights read": weights_read(found, 1, _NEW)}
 
 
 def _share(name: str, table: Table, least: float) -> Table:
