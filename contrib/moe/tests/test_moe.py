@@ -10,8 +10,11 @@ import torch
 import transom
 from torch import Tensor, nn
 from transom import BuildContext, TransformerConfig
+from transom.costs import measure
 from transom.errors import ConfigError, ParallelError, SpecError
 from transom.slots.mlp import MLPRequest
+from transom.specs.shares import split
+from transom.specs.world import World
 from transom.training.run import train
 from transom.transformer.auxiliary_loss import auxiliary_losses
 from transom.transformer.linear import ColumnLinear, RowLinear
@@ -308,6 +311,20 @@ def test_plan_shows_every_expert_and_what_a_token_costs() -> None:
     assert len(paths) == 16
     assert {node.request.is_expert for node in plan.nodes() if node.path in paths} == {True}
     assert "2 of 8 experts" in str(plan)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_plan_counts_what_a_token_computes_on_each_rank(ranks: int) -> None:
+    """As an MLP as wide as the experts that it goes to, and the router."""
+    costs = []
+    for data in (spec(), spec(ffn_hidden_size=2 * F) | {"use": {}, "options": {}}):
+        plan = transom.plan(data)
+        (stage,) = split(plan, World(tp=ranks), measure(plan))
+        costs.append(stage.cost)
+    assert costs[0].is_complete
+    assert costs[0].flops - costs[1].flops == 2 * H * 4 // ranks
+    two_more_experts = 2 * (2 * H * F + F) // ranks
+    assert costs[0].parameters - costs[1].parameters == two_more_experts + 3 * H + H * 4
 
 
 def test_norm_before_a_mixture_stays_a_module_of_its_own() -> None:

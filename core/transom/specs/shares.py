@@ -96,9 +96,8 @@ class _Shares:
             inner = self.of(child)
             whole, share = whole + inner[0], share + inner[1]
         if node.path in self.measured:
-            # What was measured beyond the parts is of a third party's making, and whole on each rank.
             known, whole = whole, self.measured[node.path]
-            share = share + _less(whole, known)
+            share = _as_measured(share, known, whole)
         return whole, share
 
     def own(self, node: Node) -> tuple[Cost, Cost]:
@@ -109,6 +108,19 @@ class _Shares:
                 what = f"{node.path}: {name} {size} does not divide over {self.ranks} tensor-parallel ranks."
                 raise _error(what, f"a tp that divides {size}")
         return whole, _share(node, whole, self.ranks)
+
+
+def _as_measured(share: Cost, parts: Cost, measured: Cost) -> Cost:
+    """Correct a rank's share of the parts' cost by what was measured of the whole.
+
+    What goes beyond the parts is of a third party's making, and whole on each rank. Where less is computed than by all
+    parts, tokens go to some of them alone, as in a mixture of experts: each rank then computes as much less.
+    """
+    beyond = _less(measured, parts)
+    if beyond.flops < 0:
+        share = replace(share, flops=share.flops * measured.flops // parts.flops)
+        beyond = replace(beyond, flops=0)
+    return replace(share + beyond, is_complete=measured.is_complete)
 
 
 def _less(cost: Cost, other: Cost) -> Cost:
