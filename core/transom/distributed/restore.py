@@ -24,6 +24,7 @@ from transom.distributed.agreement import together
 from transom.distributed.mesh import ParallelMesh
 from transom.distributed.pieces import PieceLoader, Pieces, model_pieces, optimizer_pieces
 from transom.distributed.store import SHARDS, random_file
+from transom.distributed.whole import has_other_layout, load_whole_model, load_whole_training
 
 __all__ = ["load_sharded_model", "load_sharded_training"]
 
@@ -43,6 +44,9 @@ def load_sharded_model(checkpoint: Checkpoint, model: nn.Module, mesh: ParallelM
             untouched.
     """
     reading = _Reading(checkpoint, mesh)
+    if reading.is_of_other_layout(model):
+        load_whole_model(reading.source, model)
+        return
     reading.fill(reading.of_model(model), "the weights are not this model's")
 
 
@@ -64,6 +68,9 @@ def load_sharded_training(
         CheckpointError: as for `load_sharded_model`.
     """
     reading = _Reading(checkpoint, mesh)
+    if reading.is_of_other_layout(model):
+        load_whole_training(reading.source, model, optimizer)
+        return False
     pieces = reading.of_model(model)
     optimizer.state.clear()
     optimizer.state.update(reading.empty_state(model, optimizer, pieces))
@@ -91,6 +98,11 @@ class _Reading:
         with together(self.group):
             self.reader = HuggingFaceStorageReader(str(self.source))
             self.stored: Stored = self.reader.read_metadata().state_dict_metadata  # type: ignore[assignment]
+
+    def is_of_other_layout(self, model: nn.Module) -> bool:
+        """Whether one process is to load by canonical names what ranks saved: its modules' own are not there."""
+        is_foreign = self.group is None and self.apart and has_other_layout(model)
+        return is_foreign and not self.of_model(model).keys() <= self.stored.keys()
 
     def of_model(self, model: nn.Module) -> Pieces:
         """Describe what the model shall get."""
