@@ -32,7 +32,7 @@ from transom.training.settings import check_same_run, located, other_use_of_weig
 from transom.training.team import Team, team_of
 from transom.training.tensorboard import open_event_files
 from transom.training.trainer import Trainer
-from transom.training.world import check_pipeline, sizes_of_run, split_over
+from transom.training.world import check_pipeline, check_sequences, sizes_of_run, split_over
 
 __all__ = ["RunResult", "train"]
 
@@ -142,7 +142,7 @@ def train(
             prepared = _prepare(wanted, planned)
             sizes.check_batch(wanted.train.batch_size)
             check_pipeline(wanted.train, planned.config, sizes)
-            sizes.check_sequence(prepared.length, planned.config)
+            check_sequences(prepared.objective, prepared.length, planned.config, sizes)
         if sizes.ranks > 1:
             reporter.note(f"{team.describe()}; plan {planned.fingerprint}")
         return _trained(prepared, folder, reporter, device, team, resume)

@@ -77,6 +77,11 @@ class SpanCorruption:
         """Ids that stand for spans, and the one that ends."""
         return self.spans + 1
 
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """How many tokens of a sequence are read, and how many are written."""
+        return self.length - self.noise + self.spans, self.noise + self.sentinels
+
     def __call__(self, tokens: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """Corrupt a batch.
 

@@ -12,14 +12,16 @@ from transom.distributed.schedule import check_schedule, microbatches_of, schedu
 from transom.distributed.sizes import ParallelSizes
 from transom.errors import ParallelError
 from transom.specs.world import World, pipelined
+from transom.training.objective import FillSpans
 from transom.transformer.encoder_decoder_layout import encoder_stages
 
 if TYPE_CHECKING:
     from transom.specs.spec import ModelSpec
     from transom.specs.train_spec import TrainSpec
+    from transom.training.objective import Objective
     from transom.transformer.transformer_config import TransformerConfig
 
-__all__ = ["check_pipeline", "sizes_of_run", "split_over"]
+__all__ = ["check_pipeline", "check_sequences", "sizes_of_run", "split_over"]
 
 
 def sizes_of_run(
@@ -79,19 +81,60 @@ def check_pipeline(settings: TrainSpec, config: TransformerConfig, sizes: Parall
         sizes: of the ranks.
 
     Raises:
-        ParallelError: the schedule does not fit stages and microbatches, a batch does not divide into them, or linears
-            delay gradients, which the schedules do on their own.
+        ParallelError: the schedule does not fit stages and microbatches, or the objective; a batch does not divide into
+            them; or linears delay gradients, which the schedules do on their own.
     """
     if sizes.pp == 1:
         return
     virtual = config.virtual_pipeline_model_parallel_size or 1
     parts = microbatches_of(settings.microbatches, settings.batch_size // sizes.dp, sizes.pp)
     check_schedule(schedule_of(settings.schedule, virtual), parts, stages=sizes.pp, virtual=virtual)
+    if settings.schedule == "zero_bubble" and settings.objective == "span_corruption":
+        # Embeddings and biases of positions enter every stage, and torch takes apart what comes from its inputs alone.
+        raise ParallelError(
+            "the schedule 'zero_bubble' cannot run an encoder-decoder.",
+            asked_by="train.schedule",
+            hint="gpipe or 1f1b",
+            schedule=settings.schedule,
+        )
     if config.delay_wgrad_compute:
         raise ParallelError(
             "weight gradients that linears delay would not be added at the end of a pipeline's passes.",
             asked_by="config.delay_wgrad_compute",
             hint="delay_wgrad_compute: false; train.schedule: zero_bubble computes them late of its own",
+        )
+
+
+def check_sequences(objective: Objective, length: int, config: TransformerConfig, sizes: ParallelSizes) -> None:
+    """Refuse sequences that ranks cannot divide among themselves, where they do.
+
+    Args:
+        objective: says what becomes of a sequence.
+        length: s, tokens of a sequence.
+        config: of a rank's model.
+        sizes: of the ranks.
+
+    Raises:
+        ParallelError: what is computed with does not divide.
+    """
+    if not isinstance(objective, FillSpans):
+        sizes.check_sequence(length, config)
+        return
+    cut, ranks = objective.corruption, sizes.tp if config.sequence_parallel else 1
+
+    def divide(tokens: int) -> bool:
+        return all(count % ranks == 0 for count in replace(cut, length=tokens).lengths)
+
+    if not divide(length):
+        shorter = next((f"train.sequence_length: {n}, or " for n in range(length, 1, -1) if divide(n)), "")
+        read, written = cut.lengths
+        raise ParallelError(
+            f"{read} tokens that are read and {written} that are written do not divide over "
+            f"{ranks} tensor-parallel ranks.",
+            asked_by=f"train.sequence_length={length}, of which spans are cut out",
+            hint=f"{shorter}sequence_parallel: false",
+            length=length,
+            tp=ranks,
         )
 
 

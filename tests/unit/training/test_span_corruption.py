@@ -93,3 +93,11 @@ def test_what_cannot_be_cut_is_refused(fields, text, path):
     with pytest.raises(SpecError, match=text) as error:
         SpanCorruption(**({"vocab_size": V} | fields))
     assert error.value.path == path
+
+
+@pytest.mark.parametrize("length", [2, 3, 24, 256])
+def test_lengths_are_those_of_what_is_read_and_written(length: int) -> None:
+    cut = SpanCorruption(length=length, vocab_size=300)
+    read, written, labels = cut(torch.ones(1, length, dtype=torch.long), number=0)
+    assert cut.lengths == (read.shape[1], written.shape[1])
+    assert labels.shape == written.shape

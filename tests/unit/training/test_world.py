@@ -6,7 +6,8 @@ from transom import TransformerConfig, load_spec
 from transom.distributed.sizes import ParallelSizes
 from transom.errors import ParallelError
 from transom.specs.train_spec import TrainSpec
-from transom.training.world import check_pipeline, sizes_of_run, split_over
+from transom.training.objective import NextToken, objective_of
+from transom.training.world import check_pipeline, check_sequences, sizes_of_run, split_over
 
 
 def config(**changes: object) -> TransformerConfig:
@@ -79,6 +80,11 @@ def test_layers_that_cannot_be_cut_are_refused() -> None:
         ({"schedule": "interleaved"}, {}, "'interleaved' cannot run 1 stage a rank"),
         ({"schedule": "1f1b"}, {"virtual_pipeline_model_parallel_size": 2}, "'1f1b' cannot run 2 stages a rank"),
         ({"microbatches": 1}, {}, "1 parts of a batch do not keep 2 stages busy"),
+        (
+            {"schedule": "zero_bubble", "objective": "span_corruption"},
+            {},
+            "the schedule 'zero_bubble' cannot run an encoder-decoder",
+        ),
         ({}, {"delay_wgrad_compute": True}, "weight gradients that linears delay would not be added"),
     ],
 )
@@ -92,3 +98,30 @@ def test_pipeline_that_can_run_is_not_refused() -> None:
     made = config(pipeline_model_parallel_size=2)
     check_pipeline(TrainSpec(), made, ParallelSizes(pp=2))
     check_pipeline(TrainSpec(batch_size=1, microbatches=3), config(), ParallelSizes())
+
+
+def test_encoder_decoder_of_one_config_is_cut_into_stages_of_both() -> None:
+    made = split_over(load_spec("tiny-t5"), ParallelSizes(pp=4)).config
+    assert (made.pipeline_model_parallel_size, made.pipeline_model_parallel_split_rank) == (4, 2)
+
+
+def test_encoder_is_split_over_as_many_ranks_as_the_decoder() -> None:
+    spec = load_spec("tiny-t5")
+    made = split_over(structs.replace(spec, encoder_config=spec.config), ParallelSizes(tp=2))
+    assert made.encoder_config is not None
+    assert made.encoder_config.tensor_model_parallel_size == made.config.tensor_model_parallel_size == 2
+
+
+def test_sequences_that_spans_are_cut_out_of_must_divide_in_what_is_read_and_written() -> None:
+    spec, sizes = load_spec("tiny-t5"), ParallelSizes(tp=2)
+    split = config(tensor_model_parallel_size=2, sequence_parallel=True)
+    check_sequences(objective_of(spec, 256), 256, config(), sizes)
+    check_sequences(objective_of(spec, 255), 255, split, sizes)
+    check_sequences(NextToken(), 256, split, sizes)
+    with pytest.raises(ParallelError) as error:
+        check_sequences(objective_of(spec, 256), 256, split, sizes)
+    what = "231 tokens that are read and 52 that are written do not divide over 2 tensor-parallel ranks."
+    assert (error.value.what, error.value.length, error.value.tp) == (what, 256, 2)
+    assert error.value.hint == "train.sequence_length: 255, or sequence_parallel: false"
+    with pytest.raises(ParallelError, match="sequences of 7 tokens do not divide"):
+        check_sequences(NextToken(), 7, split, sizes)
