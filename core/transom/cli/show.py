@@ -113,6 +113,8 @@ def _card_rows(card: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "modes", ", ".join(card["modes"])
     yield "compiles", "yes, in one graph" if card["compiles"] else "not declared"
     yield "deterministic", "yes" if card["deterministic"] else "not declared"
+    if card["includes_norm"]:
+        yield "takes in", "the norm before it, whose place it fills too"
     if card["requires"]:
         yield "requires", ", ".join(card["requires"])
     if card["install"]:
