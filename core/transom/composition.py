@@ -232,9 +232,9 @@ def _seeded(seed: int | None, device: str) -> Iterator[None]:
         yield
 
 
-def module_of(node: Node) -> Callable[..., nn.Module]:
-    """Return the builder of a node's module, with everything that was decided below it bound."""
-    return _Builder(node, _Making(()))
+def module_of(node: Node, *, cp_group: torch.distributed.ProcessGroup | None = None) -> Callable[..., nn.Module]:
+    """Return the builder of a node's module, with everything that was decided below it bound; groups as for `build`."""
+    return _Builder(node, _Making((), context_ranks=Ranks.of(cp_group)))
 
 
 def modules_of(nodes: Iterable[Node]) -> list[Callable[..., nn.Module]]:

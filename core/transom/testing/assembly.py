@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed import ProcessGroup
 
 from transom.composition import module_of
 from transom.registry.names import CORE
@@ -19,13 +20,21 @@ from transom.testing.subject import Subject
 __all__ = ["assemble", "node_of"]
 
 
-def assemble(subject: Subject, request: ArchitectureRequest, *, on: str | None = None, **arguments: Any) -> nn.Module:
+def assemble(
+    subject: Subject,
+    request: ArchitectureRequest,
+    *,
+    on: str | None = None,
+    cp_group: ProcessGroup | None = None,
+    **arguments: Any,
+) -> nn.Module:
     """Build an architecture implementation whose parts are core's own.
 
     Args:
         subject: what is tested.
         request: what it must serve.
         on: device type; `None` = the subject's.
+        cp_group: ranks that share every sequence.
         arguments: of the builder, beside the config and the submodules.
 
     Returns:
@@ -38,7 +47,7 @@ def assemble(subject: Subject, request: ArchitectureRequest, *, on: str | None =
     """
     root = node_of(subject, request)
     with torch.device(on or subject.device):
-        module = module_of(root)(request.config, **arguments)
+        module = module_of(root, cp_group=cp_group)(request.config, **arguments)
     return module.train(subject.trains)
 
 

@@ -74,6 +74,7 @@ def cases_for(implementation: Implementation) -> tuple[Case, ...]:
         >>> cases[0].id
         'card/readable'
     """
+    from transom.testing.context import context_cases
     from transom.testing.parallel import parallel_cases
     from transom.testing.subject import Subject, devices_of
 
@@ -86,7 +87,7 @@ def cases_for(implementation: Implementation) -> tuple[Case, ...]:
     for device, reason in devices.items():
         if reason is None or not can_be_run:
             subject = Subject(implementation, device)
-            found = (*generate(subject), *parallel_cases(subject))
+            found = (*generate(subject), *parallel_cases(subject), *context_cases(subject))
             cases += [replace(case, unavailable=reason or case.unavailable) for case in found]
         else:
             cases.append(Case("card", device, f"all cases pass on {device}", _nothing, unavailable=reason))
