@@ -18,7 +18,7 @@ class Trainer:
     """Does steps of loss 1/step; at chosen steps something happens."""
 
     tokens_per_step = 100
-    team = Alone()
+    team, model = Alone(), torch.nn.Identity()
 
     def __init__(self, step=0, happens=None, **settings):
         self.settings = TrainSpec(**settings)
