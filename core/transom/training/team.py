@@ -352,7 +352,9 @@ class RankTeam:
     def share(self, batch: Batch) -> Batch:
         """Give this data-parallel rank's sequences, and of them this context-parallel rank's tokens."""
         place, ranks = self.mesh.place("dp"), self.mesh.sizes.dp
-        tokens, labels = (self._context.of(part.tensor_split(ranks)[place]) for part in batch)
+        tokens, labels = (part.tensor_split(ranks)[place] for part in batch)
+        if self.mesh.sizes.cp > 1:  # else sequences may be of any length
+            tokens, labels = self._context.of(tokens), self._context.of(labels)
         return tokens, labels
 
     def mean(self, loss: Tensor) -> Tensor:
