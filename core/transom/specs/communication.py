@@ -22,11 +22,11 @@ keys and values (cp) all-gather b·s·g·(d + dv)·e             reduce-scatter 
 ==================== ======================================= =======================================
 
 An expert's linear has no sequence parallelism. Heads are shared where key/value heads are fewer than ranks; ``out`` is
-then that of the projection which makes them. A decoder's stages hand on what the encoder has
-read, too. Of c context-parallel ranks each has s/c tokens of every sequence, and attention gathers the g key/value
-heads of its tensor-parallel rank; they split with the data-parallel ranks what these split. What is done once a step:
-the sum of the gradients of norms that see a part of the tokens or of the heads, the norm of all gradients, the mean
-loss, and whether somebody was asked to stop.
+then that of the projection which makes them. A decoder's stages hand on what the encoder has read, too. Of c
+context-parallel ranks each has s/c tokens of every sequence, and attention gathers the g key/value heads of its
+tensor-parallel rank; they split with the data-parallel ranks what these split. What is done once a step: the sum of the
+gradients of norms that see a part of the tokens or of the heads, and of tables that several stages have; the norm of
+all gradients; the mean loss; and whether somebody was asked to stop.
 
 Bytes are those of the whole tensor, as `torch.distributed.tensor.debug.CommDebugMode` sees it: what is reduced, what is
 scattered, what was gathered. ``sent`` is what a rank sends of them at least, in a ring: of n bytes over p ranks,
