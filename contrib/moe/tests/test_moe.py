@@ -311,6 +311,7 @@ def test_plan_shows_every_expert_and_what_a_token_costs() -> None:
     assert len(paths) == 16
     assert {node.request.is_expert for node in plan.nodes() if node.path in paths} == {True}
     assert "2 of 8 experts" in str(plan)
+    assert "experts.0 to 7.linear_fc1 (8 alike)" in str(plan)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
