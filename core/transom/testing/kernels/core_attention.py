@@ -16,6 +16,7 @@ from transom.testing.agreement import Agreement, Tensors, agreement_cases
 from transom.testing.case import Case
 from transom.testing.exercise import Exercise
 from transom.testing.kernels.attention_dropout import attention_dropout_cases
+from transom.testing.kernels.attention_pages import attention_pages_cases
 from transom.testing.kernels.combined_scenario import combined
 from transom.testing.kernels.context_scenarios import CONTEXT_SCENARIOS
 from transom.testing.kernels.data_scenarios import DATA_SCENARIOS
@@ -44,6 +45,7 @@ def cases(subject: Subject) -> Iterator[Case]:
     laid_out = tuple(_agreement(plain, name=name, shows=shows, layout=name) for name, shows in _LAYOUTS.items())
     yield from agreement_cases(subject, agreements + laid_out)
     yield from attention_dropout_cases(subject)
+    yield from attention_pages_cases(subject)
     yield from module_cases(subject, _exercise(subject))
 
 
