@@ -114,15 +114,14 @@ def trainer_of(sizes: dict[str, int], *, seed: int = 0, **changes: Any) -> Train
 
 
 def steps(trainer: Trainer, count: int) -> list[float]:
-    """The losses and gradient norms of some steps, and the validation loss after them."""
-    seen = [float(number) for _ in range(count) for number in astuple(trainer.train_step())[:2]]
-    return [*seen, trainer.validate()]
+    """The losses and gradient norms of some steps."""
+    return [float(number) for _ in range(count) for number in astuple(trainer.train_step())[:2]]
 
 
 def save(folder: str, sizes: dict[str, int], changes: dict[str, Any], group: dist.ProcessGroup | None = None) -> Any:
-    """Train two steps and save; then one more."""
+    """Train two steps, validate and save; then one more step."""
     trainer = trainer_of(sizes, **changes)
-    seen = steps(trainer, 2)
+    seen = [*steps(trainer, 2), trainer.validate()]
     trainer.team.save(
         Path(folder), state_jobs.manifest(2), trainer.model, trainer.optimizer, {}, afterwards=lambda: None
     )
