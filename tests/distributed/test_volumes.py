@@ -51,6 +51,9 @@ UNTIED = {"share_embeddings_and_output_weights": False}
 BIASED = {"add_bias_linear": True, "normalization": "LayerNorm", "qk_layernorm": True}
 NARROW = {"precision": "bfloat16"}
 BOTH = {"tp": 2, "dp": 2}
+FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+MLP = {"recompute_granularity": "selective", "recompute_modules": ["mlp"]}
+CORE = {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
 CASES: dict[str, tuple[str, dict[str, int], dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "llama_tp": ("tiny-llama", {"tp": 2}, {}, {}, {}),
     "llama_tp_untied_accumulated": ("tiny-llama", {"tp": 2}, {}, {"accumulate": 2}, UNTIED),
@@ -66,6 +69,11 @@ CASES: dict[str, tuple[str, dict[str, int], dict[str, Any], dict[str, Any], dict
     "llama_dp_accumulated": ("tiny-llama", {"dp": 2}, {}, {"accumulate": 2}, UNTIED),
     "llama_dp_narrow": ("tiny-llama", {"dp": 2}, {}, NARROW, {}),
     "llama_dp_bfloat16": ("tiny-llama", {"dp": 2}, {"params_dtype": "bfloat16"}, {}, {}),
+    "llama_tp_recomputed": ("tiny-llama", {"tp": 2}, FULL | {"recompute_num_layers": 2}, {}, {}),
+    "llama_sp_recomputed": ("tiny-llama", {"tp": 2}, SEQUENCE | FULL | {"hidden_dropout": 0.1}, {}, {}),
+    "llama_sp_selected": ("tiny-llama", {"tp": 2}, SEQUENCE | MLP, {}, {}),
+    "llama_cp_recomputed": ("tiny-llama", {"cp": 2}, CORE, {}, {}),
+    "t5_tp_recomputed": ("tiny-t5", {"tp": 2}, FULL | {"num_layers": 3, "recompute_num_layers": 2}, {}, {}),
     "t5_tp": ("tiny-t5", {"tp": 2}, {}, {}, {}),
     "t5_dp": ("tiny-t5", {"dp": 2}, {}, {}, {}),
     "llama_both": ("tiny-llama", BOTH, {}, {}, {}),

@@ -21,12 +21,12 @@ stages               send b·s·h·e                            send b·s·h·e
 keys and values (cp) all-gather b·s·g·(d + dv)·e             reduce-scatter b·s·g·(d + dv)·e
 ==================== ======================================= =======================================
 
-An expert's linear has no sequence parallelism. Heads are shared where key/value heads are fewer than ranks; ``out`` is
-then that of the projection which makes them. A decoder's stages hand on what the encoder has read, too. Of c
-context-parallel ranks each has s/c tokens of every sequence, and attention gathers the g key/value heads of its
-tensor-parallel rank; they split with the data-parallel ranks what these split. What is done once a step: the sum of the
-gradients of norms that see a part of the tokens or of the heads, and of tables that several stages have; the norm of
-all gradients; the mean loss; and whether somebody was asked to stop.
+What is recomputed says again what it says forward. An expert's linear has no sequence parallelism. Heads are shared
+where key/value heads are fewer than ranks; ``out`` is then that of the projection which makes them. A decoder's stages
+hand on what the encoder has read, too. Of c context-parallel ranks each has s/c tokens of every sequence, and attention
+gathers the g key/value heads of its tensor-parallel rank; they split with the data-parallel ranks what these split.
+What is done once a step: the sum of the gradients of norms that see a part of the tokens or of the heads, and of tables
+that several stages have; the norm of all gradients; the mean loss; and whether somebody was asked to stop.
 
 Bytes are those of the whole tensor, as `torch.distributed.tensor.debug.CommDebugMode` sees it: what is reduced, what is
 scattered, what was gathered. ``sent`` is what a rank sends of them at least, in a ring: of n bytes over p ranks,
@@ -50,6 +50,7 @@ from transom.slots.embedding import EmbeddingRequest
 from transom.slots.linear import LinearRequest
 from transom.slots.loss import LossRequest
 from transom.slots.norm import NormRequest
+from transom.specs.recomputed import recomputed_places
 from transom.specs.shapes import data_share, gathered_numbers, shapes_of
 from transom.specs.stage_nodes import stages_of
 
@@ -64,6 +65,13 @@ if TYPE_CHECKING:
 __all__ = ["Exchange", "Operation", "communication"]
 
 Operation = Literal["all_reduce", "all_gather", "reduce_scatter", "send"]
+_FORWARD = {
+    ("column linears", "all_gather"),
+    ("row linears", "all_reduce"),
+    ("row linears", "reduce_scatter"),
+    ("shared heads", "all_gather"),
+}
+"""What linears say in their forward pass, and again where that is recomputed."""
 _TURNS = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1}
 
 
@@ -161,24 +169,26 @@ class _Rank:
         )
 
     def _all(self, nodes: StageNodes) -> Iterator[_Said]:
+        again = recomputed_places(nodes)
         if self.world.tp > 1:
             looked_up = nodes.copies if nodes.embeds else ()
             for place in nodes.places() + looked_up:
-                yield from self._of_places(place, nodes.embeds)
+                yield from self._of_places(place, nodes.embeds, again)
         for layer in nodes.layers:
-            yield from self._of_context(layer)
+            yield from self._of_context(layer, again)
         yield from self._of_partial_gradients(nodes)
         yield from self._of_data(nodes)
         yield from self._of_pipeline(nodes)
         yield from self._once(nodes)
 
-    def _of_places(self, top: Node, embeds: tuple[str, ...]) -> Iterator[_Said]:
+    def _of_places(self, top: Node, embeds: tuple[str, ...], again: frozenset[str]) -> Iterator[_Said]:
         speech = _TensorParallel(self.plan.config, self.world, self.step, embeds)
         for node in top.nodes():
             for what, operation, size in speech.of(node):
-                yield "tp", what, operation, self.step.passes, size
+                times = 2 if node.path in again and (what, operation) in _FORWARD else 1
+                yield "tp", what, operation, times * self.step.passes, size
 
-    def _of_context(self, layer: Node) -> Iterator[_Said]:
+    def _of_context(self, layer: Node, again: frozenset[str]) -> Iterator[_Said]:
         """Keys and values of whole sequences, which attention gathers."""
         for node in layer.nodes():
             request = node.request
@@ -186,7 +196,8 @@ class _Rank:
                 groups = max(1, self.plan.config.num_query_groups // self.world.tp)
                 numbers = groups * (request.head_size + request.value_head_size)
                 size = self.step.tokens(node.path) * self.world.cp * numbers * self.step.product_width
-                yield "cp", "keys and values", "all_gather", self.step.passes, size
+                times = 2 if node.path in again else 1
+                yield "cp", "keys and values", "all_gather", times * self.step.passes, size
                 yield "cp", "keys and values", "reduce_scatter", self.step.passes, size
 
     def _of_partial_gradients(self, nodes: StageNodes) -> Iterator[_Said]:
