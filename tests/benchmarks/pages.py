@@ -74,7 +74,7 @@ A Llama of about a billion parameters in bfloat16: 20 layers, width 2048, MLP of
 
 
 def write_pages(folder: Path, tables: Sequence[Table]) -> list[Path]:
-    """Write a page and pictures for every page that has tables.
+    """Write every page, with pictures where there is something to draw; links to any of them hold.
 
     Args:
         folder: of the pages.
@@ -86,9 +86,8 @@ def write_pages(folder: Path, tables: Sequence[Table]) -> list[Path]:
     written: list[Path] = []
     for name, (title, introduction) in PAGES.items():
         shown = [table for table in tables if table.page == name]
-        if shown:
-            pictures = draw(folder / name, shown)
-            path = folder / f"{name}.md"
-            path.write_text(page(title, introduction, shown, pictures[-1].name if pictures else None), encoding="utf-8")
-            written += [path, *pictures]
+        pictures = draw(folder / name, shown)
+        path = folder / f"{name}.md"
+        path.write_text(page(title, introduction, shown, pictures[-1].name if pictures else None), encoding="utf-8")
+        written += [path, *pictures]
     return written

@@ -29,6 +29,7 @@ def page(title: str, introduction: str, tables: Sequence[Table], picture: str | 
         own = {name: value for name, value in table.taken.items() if name not in shared}
         if own:
             lines += ["; ".join(f"{name}: {value}" for name, value in own.items()) + ".", ""]
+    lines += [] if tables else ["Nothing of this has been measured yet."]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from functools import partial
 from typing import Any
 
@@ -59,9 +59,13 @@ def spec_of(shape: Shape) -> dict[str, Any]:
 def _beside_bare_modules(
     asked: Settings, title: str, plan: Any, spec: Any, device: str, others: dict[str, Callable[[], object]]
 ) -> Table:
+    shared: dict[Hashable, Any] = {}
+    composed = by_hand(plan.root, shared)
+
     def bare() -> None:
+        shared.clear()
         with torch.device(device):
-            by_hand(plan.root)(plan.config)
+            composed(plan.config)
 
     steps: dict[str, Callable[[], object]] = {
         BARE: bare,

@@ -175,7 +175,7 @@ def _plan(spec: Any) -> None:
 def _calling(asked: Settings) -> Iterator[Table]:
     """Count the calls of a forward, and time it, for a built model and for the same classes composed by hand."""
     model: Any = transom.build("tiny-llama", seed=0).eval()
-    hand = by_hand(model.plan.root)(model.plan.config).eval()
+    hand = by_hand(model.plan.root, {})(model.plan.config).eval()
     hand.load_state_dict(model.state_dict())
     models = {"composed by hand": hand, "transom.build": model}
     tokens = torch.arange(16).reshape(1, 16)

@@ -89,7 +89,7 @@ def test_training_flops_counts_products_of_weights_and_of_causal_attention(found
 
 def test_classes_composed_by_hand_are_the_built_model():
     model = transom.build("tiny-llama", seed=0).eval()
-    hand = by_hand(model.plan.root)(model.plan.config).eval()
+    hand = by_hand(model.plan.root, {})(model.plan.config).eval()
     hand.load_state_dict(model.state_dict())
     ids = random_ids(256, 1, 8)
     assert torch.equal(hand(ids), model(ids))

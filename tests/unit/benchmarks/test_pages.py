@@ -22,10 +22,11 @@ CURVE = Table(
 NOBODY = Table(name="on a GPU", page="gpu", unit="s", samples={}, absent={"everybody": "no CUDA device"})
 
 
-def test_write_pages_writes_a_page_and_pictures_for_what_was_measured(tmp_path):
+def test_write_pages_writes_every_page_and_pictures_of_what_was_measured(tmp_path):
     written = {path.name for path in write_pages(tmp_path, [TIMES, CURVE, NOBODY])}
     pictures = {f"{name}.{kind}" for name in ("forward", "scaling") for kind in ("png", "svg")}
-    assert written == {"forward.md", "scaling.md", "gpu.md"} | pictures
+    assert written == {f"{name}.md" for name in PAGES} | pictures
+    assert "Nothing of this has been measured yet." in (tmp_path / "t5.md").read_text(encoding="utf-8")
     assert "| transom | 1 s | 1 s | 0.50 |" in (tmp_path / "forward.md").read_text(encoding="utf-8")
     assert "![Scaling](scaling.svg)" in (tmp_path / "scaling.md").read_text(encoding="utf-8")
     assert (tmp_path / "forward.png").read_bytes().startswith(b"\x89PNG")
