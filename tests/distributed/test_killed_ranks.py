@@ -29,7 +29,7 @@ WORKER = str(Path(__file__).with_name("train_worker.py"))
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1"}
 STEPS = 10
 PATIENCE = 60.0
-"""Seconds within which the others end: a second or two, on a machine that does little else."""
+"""Seconds within which the others end after a death: a second or two, on a machine that does little else."""
 
 SEEDS = [pytest.param(seed, marks=() if seed < 2 else pytest.mark.slow) for seed in range(20)]
 
@@ -66,10 +66,10 @@ def start(arguments: dict[str, Any]) -> list[subprocess.Popen[str]]:
     ]
 
 
-def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
+def finish(processes: list[subprocess.Popen[str]], patience: float = 240.0) -> list[tuple[int, str]]:
     """Give each rank's exit code and errors."""
     try:
-        said = [process.communicate(timeout=PATIENCE)[1] for process in processes]
+        said = [process.communicate(timeout=patience)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -123,7 +123,7 @@ def test_run_goes_on_exactly_after_a_rank_was_killed_at_a_random_moment(
     time.sleep(moment)
     saved = list_checkpoints(out / "checkpoints") if (out / "checkpoints").exists() else []
     processes[victim].send_signal(signal.SIGKILL)
-    ranks = finish(processes)
+    ranks = finish(processes, PATIENCE)
     code, said = ranks[1 - victim]
     if ranks[victim][0] == -signal.SIGKILL:  # else it had ended before
         assert code in (0, 2), said
