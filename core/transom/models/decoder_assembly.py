@@ -61,9 +61,12 @@ class DecoderAssembly:
     @staticmethod
     def supports(request: ModelRequest) -> Sequence[str]:
         """Say what a decoder cannot be."""
+        found = []
         if request.config.position_embedding_type == "relative":
-            return ["relative positions are for encoder-decoder models"]
-        return []
+            found.append("relative positions are for encoder-decoder models")
+        if request.config.pipeline_model_parallel_split_rank is not None:
+            found.append("pipeline_model_parallel_split_rank is for encoder-decoder models")
+        return found
 
     @staticmethod
     def parts(request: ModelRequest) -> Parts:

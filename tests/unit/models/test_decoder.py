@@ -332,15 +332,10 @@ def test_decoder_refuses_relative_positions_when_it_is_planned() -> None:
         transom.plan(tiny(config={"position_embedding_type": "relative"}))
 
 
-@pytest.mark.parametrize(
-    ("config", "feature"),
-    [
-        ({"pipeline_model_parallel_size": 2}, "pipeline_parallel"),
-    ],
-)
-def test_decoder_refuses_to_be_split_in_ways_that_it_does_not_declare(config: dict[str, Any], feature: str) -> None:
-    with pytest.raises(ResolutionError, match=f"its card does not declare {feature}"):
-        transom.plan(tiny(config=config))
+def test_decoder_refuses_a_split_between_encoder_and_decoder_when_it_is_planned() -> None:
+    split = {"num_layers": 2, "pipeline_model_parallel_size": 3, "pipeline_model_parallel_split_rank": 1}
+    with pytest.raises(ResolutionError, match="pipeline_model_parallel_split_rank is for encoder-decoder models"):
+        transom.plan(tiny(config=split))
 
 
 def test_decoder_whose_ranks_share_sequences_in_training_infers_alone() -> None:
