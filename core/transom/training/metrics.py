@@ -13,9 +13,9 @@ __all__ = ["Metrics", "Row"]
 
 Row = dict[str, int | float]
 """What is known of a step: ``step``, ``loss`` (of that step alone), ``learning_rate``, ``gradient_norm``, ``tokens``
-and ``seconds`` of training (both from the start), ``tokens_per_second`` (since the row before), ``validation_loss`` where
-it was measured, and what `transom.transformer.auxiliary_loss.auxiliary_losses` gives: of the last pass of the first
-rank."""
+and ``seconds`` of training (both from the start), ``tokens_per_second`` (since the row before), ``validation_loss``
+where it was measured, and what `transom.transformer.auxiliary_loss.auxiliary_losses` gives: of the last pass of the
+first rank."""
 
 
 @final

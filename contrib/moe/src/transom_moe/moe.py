@@ -130,28 +130,20 @@ class MoE(Module):
         ranks, split = Ranks.of(tp_group), config.sequence_parallel
         spread = options.expert_parallel and ranks.size > 1
         _check(options, ranks.size, is_expert=is_expert)
-        width = config.hidden_size if input_size is None else input_size
         self.num_experts, self.top_k = options.num_experts, options.top_k
         self.place = place_of(ranks, expert_parallel=spread, sequence_parallel=split)
-        routes_apart = spread and split  # each rank its own tokens
-        mean = partial(_mean_over_ranks, ranks=ranks) if routes_apart else _as_is
+        width = config.hidden_size if input_size is None else input_size
+        mean = partial(_mean_over_ranks, ranks=ranks) if spread and split else _as_is
         self.router = Router(config, width, options, mean)
-        self.experts = Experts(
-            _experts(config, submodules, options, (input_size, ffn_hidden_size), ranks, tp_group),
-            options.compute,
-            are_own=spread,
-        )
-        self.shared_expert = self.shared_expert_gate = None
-        if options.shared_expert_ffn_hidden_size is not None:
-            shared = submodules.of(options.num_experts)
-            self.shared_expert = MLP(
-                config, shared, False, input_size, options.shared_expert_ffn_hidden_size, tp_group=tp_group
-            )
-        if options.shared_expert_gate:
-            self.shared_expert_gate = SharedExpertGate(config, width)
-        for module, is_partial in ((self.router, routes_apart), (self.shared_expert_gate, split and ranks.size > 1)):
-            if module is not None and is_partial:
-                mark_partial_gradients(module)
+        widths = input_size, ffn_hidden_size
+        made = _experts(config, submodules, options, widths, ranks, tp_group)
+        self.experts = Experts(made, options.compute, are_own=spread)
+        self.shared_expert = _shared_expert(config, submodules, options, input_size, tp_group)
+        self.shared_expert_gate = SharedExpertGate(config, width) if options.shared_expert_gate else None
+        if spread and split:
+            mark_partial_gradients(self.router)  # each rank routes its own tokens
+        if split and self.shared_expert_gate is not None:
+            mark_partial_gradients(self.shared_expert_gate)
 
     @classmethod
     def supports(cls, request: MLPRequest) -> Iterable[str]:
@@ -269,6 +261,19 @@ def _experts(
         own = own[ranks.rank * share : (ranks.rank + 1) * share]
     made = ((i, MLP(config, submodules.of(i), True, width, inner, tp_group)) for i in range(options.num_experts))
     return {number: expert for number, expert in made if number in own}
+
+
+def _shared_expert(
+    config: TransformerConfig,
+    submodules: MoESubmodules,
+    options: MoEOptions,
+    input_size: int | None,
+    tp_group: ProcessGroup | None,
+) -> MLP | None:
+    width = options.shared_expert_ffn_hidden_size
+    if width is None:
+        return None
+    return MLP(config, submodules.of(options.num_experts), False, input_size, width, tp_group)
 
 
 def _check(options: MoEOptions, ranks: int, *, is_expert: bool = False, compiles: bool = False) -> None:
