@@ -250,6 +250,7 @@ def _context(device: str, config: TransformerConfig, mode: Literal["train", "inf
         device=kind,
         dtype=config.params_dtype,
         mode=mode,
+        deterministic=config.deterministic_mode,
         tensor_parallel_size=config.tensor_model_parallel_size,
         compute_capability=capability,
     )

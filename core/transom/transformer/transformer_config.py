@@ -128,6 +128,7 @@ class TransformerConfig:
         fp16: parameters and activations in float16.
         bf16: parameters and activations in bfloat16.
         delay_wgrad_compute: linears leave their weight's gradient to ``backward_dw()``.
+        deterministic_mode: only implementations that give the same bits for the same inputs may serve.
 
     Raises:
         ConfigError: with the field, its value, and what would be right.
@@ -219,6 +220,7 @@ class TransformerConfig:
     fp16: bool = False
     bf16: bool = False
     delay_wgrad_compute: bool = False
+    deterministic_mode: bool = False
 
     def __post_init__(self) -> None:
         # What was given, not what follows from it, is what replace() and to_dict() start from.

@@ -216,6 +216,13 @@ def test_plan_is_for_the_dtype_and_mode_that_are_asked_for(fakes, make_spec):
     assert plan(make_spec(), registry=fakes).root.request.masks == {"causal"}
 
 
+def test_plan_of_a_deterministic_config_asks_for_implementations_that_are():
+    recipe = load_spec("tiny-llama").to_dict()
+    recipe["config"]["deterministic_mode"] = True
+    assert plan(recipe).context.deterministic
+    assert plan(recipe).fingerprint != plan("tiny-llama").fingerprint
+
+
 def test_plan_knows_the_capability_of_a_cuda_device(fakes, make_spec, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
