@@ -103,8 +103,10 @@ def attend(
     attention: SelfAttention | CrossAttention, query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask | None
 ) -> Tensor:
     """Attend by an attention's core, recomputed and with draws of the rank's own as its config says."""
-    with attention.drawing(query.device, attention.training):
-        if attention.recomputes_core and attention.training:
+    if not attention.training:
+        return attention.core_attention(query, key, value, mask=mask)
+    with attention.drawing(query.device, training=True):
+        if attention.recomputes_core:
             return recomputed(attention.core_attention, query, key, value, mask=mask)
         return attention.core_attention(query, key, value, mask=mask)
 

@@ -74,8 +74,11 @@ class PlainMemory(nn.Module):
     def exchange(self, step: CacheStep, new: Tensor) -> Tensor:
         """Write ``new [b, s, g, d]``; return all that is held ``[b, t, g, d]`` in its dtype."""
         data = self.data
-        _write(data, step, new.detach() if new.requires_grad else new)
-        used = _used(data, step)
+        if not step.aligned:
+            _write(data, step, new.detach())
+            return _used(data, step).to(new.dtype)
+        used, s = _used(data, step), new.shape[1]
+        used.narrow(1, step.extent - s, s).copy_(new.detach() if new.requires_grad else new)
         return used if used.dtype == new.dtype else used.to(new.dtype)
 
     def reorder(self, rows: Tensor, length: int) -> None:

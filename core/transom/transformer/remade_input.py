@@ -36,7 +36,7 @@ def with_remade_input(operation: Callable[[Tensor], _T], make: Callable[[Tensor]
         torch.Size([3, 4])
     """
     made = make(x)
-    if isinstance(make, nn.Module) or type(made) is not Tensor or not _keeps_for_autograd():
+    if not _keeps_for_autograd() or isinstance(make, nn.Module) or type(made) is not Tensor:
         return operation(made)
     remade, memory = _Remade(make, x.detach()), _memory(made)
 

@@ -36,11 +36,11 @@ def rms_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
         >>> rms_norm(torch.tensor([1.0, 7.0]), torch.ones(2), 0.0)
         tensor([0.2000, 1.4000])
     """
-    is_slow = x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    is_slow = torch.is_grad_enabled() and x.device.type == "cpu" and not torch.compiler.is_compiling()
     if is_slow and x.dtype == scale.dtype and x.dtype in _WIDE and type(x) in _KINDS and type(scale) in _KINDS:
         normed: Tensor = _RMSNorm.apply(x, scale, eps)[0]
         return normed
-    return F.rms_norm(x, scale.shape, scale, eps)
+    return torch.rms_norm(x, scale.shape, scale, eps)
 
 
 class _RMSNorm(torch.autograd.Function):
