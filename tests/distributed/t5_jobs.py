@@ -61,21 +61,24 @@ def batch(rows: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return read, kept, written, labels.masked_fill(torch.rand(rows, 8, generator=generator) < 0.2, -100)
 
 
-def run_model(described: dict[str, Any], group: dist.ProcessGroup | None) -> dict[str, Tensor]:
-    """Compute logits, losses and all gradients in the shapes of one process."""
+def run_model(
+    described: dict[str, Any], group: dist.ProcessGroup | None, backend: str | None = None
+) -> dict[str, Tensor]:
+    """Compute logits, losses and all gradients in the shapes of one process; compiled in one graph, or not."""
     model = transom.build(described | {"masks": ["padding"]}, seed=0, tp_group=group)
+    forward = torch.compile(model, fullgraph=True, backend=backend) if backend else model
     read, kept, written, labels = batch()
-    logits = model(read, written, kept, None, kept)
-    losses = model(read, written, kept, None, kept, lm_labels=labels)
+    logits = forward(read, written, kept, None, kept)
+    losses = forward(read, written, kept, None, kept, lm_labels=labels)
     losses.sum().backward()
     for parameter in partial_gradients(model):
         dist.all_reduce(parameter.grad, group=group)
     return {"logits": logits.detach(), "losses": losses.detach()} | model_jobs.whole_gradients(model)
 
 
-def on_ranks(changes: dict[str, Any], group: dist.ProcessGroup) -> dict[str, Tensor]:
+def on_ranks(changes: dict[str, Any], backend: str | None, group: dist.ProcessGroup) -> dict[str, Tensor]:
     described = spec(tensor_model_parallel_size=group.size(), **changes)
-    return run_model(described | {"use": model_jobs.PARALLEL}, group)
+    return run_model(described | {"use": model_jobs.PARALLEL}, group, backend)
 
 
 LENGTH = 25  # odd: only context-parallel ranks need another

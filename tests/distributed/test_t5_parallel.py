@@ -29,16 +29,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+def check(changes: dict[str, Any], size: int, backend: str | None = None) -> None:
+    alone = {name: value for name, value in changes.items() if name != "sequence_parallel"}
+    expected = t5_jobs.run_model(t5_jobs.spec(**alone), None)
+    for rank, found in enumerate(ranks(size).run(t5_jobs.on_ranks, changes, backend)):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            error = (found[name] - value).abs().max() / value.abs().max()
+            assert error <= 1e-12, f"{name} on rank {rank}: {error}"
+
+
 @pytest.mark.parametrize(
     ("variant", "size"),
     [*((variant, 2) for variant in VARIANTS), *((v, 4) for v in ("sequence_tied", "grouped_heads"))],
 )
 def test_ranks_compute_what_one_process_does(variant: str, size: int) -> None:
-    changes = VARIANTS[variant]
-    alone = {name: value for name, value in changes.items() if name != "sequence_parallel"}
-    expected = t5_jobs.run_model(t5_jobs.spec(**alone), None)
-    for rank, found in enumerate(ranks(size).run(t5_jobs.on_ranks, changes)):
-        assert found.keys() == expected.keys()
-        for name, value in expected.items():
-            error = (found[name] - value).abs().max() / value.abs().max()
-            assert error <= 1e-12, f"{name} on rank {rank}: {error}"
+    check(VARIANTS[variant], size)
+
+
+def test_ranks_compile_into_one_graph() -> None:
+    check({"num_layers": 1, **VARIANTS["sequence_tied"]}, 2, "aot_eager")

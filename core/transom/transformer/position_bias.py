@@ -73,7 +73,7 @@ class RelativePositionBias(ShardedModule):
 
     def reset_parameters(self) -> None:
         """Draw the initial numbers of all heads, and keep this rank's: those that one process would have."""
-        own = local_tensor(self.relative_attention_bias.weight)
+        own = local_tensor(self.relative_attention_bias.weight, self.ranks)
         if not own.is_meta:
             whole = own.new_empty(self.num_buckets, self.num_attention_heads)
             with torch.no_grad():
@@ -93,7 +93,7 @@ class RelativePositionBias(ShardedModule):
         Returns:
             ``[b or 1, n/p, s, t]``, for `AttentionMask.bias`.
         """
-        numbers = local_tensor(self.relative_attention_bias.weight)
+        numbers = local_tensor(self.relative_attention_bias.weight, self.ranks)
         queries = torch.arange(t - s, t, device=numbers.device) if query_positions is None else query_positions
         keys = torch.arange(t, device=numbers.device) if key_positions is None else key_positions
         distance = keys[..., None, :] - queries[..., None]  # [(b,) s, t]

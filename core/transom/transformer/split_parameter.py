@@ -43,16 +43,24 @@ def split_parameter(part: Tensor, dim: int, group: ProcessGroup | None) -> nn.Pa
     return nn.Parameter(DTensor.from_local(part, mesh_of(group, part.device.type), [Shard(dim)], run_check=False))
 
 
-def local_tensor(parameter: Tensor) -> Tensor:
+def local_tensor(parameter: Tensor, ranks: Ranks) -> Tensor:
     """Give what this rank computes with: the local tensor of a DTensor, anything else as it is.
 
+    Args:
+        parameter: split over the ranks, or plain.
+        ranks: the tensor-parallel ranks; what one process has is plain.
+
     Example:
-        >>> local_tensor(torch.ones(2))
+        >>> from transom.transformer.collectives import Ranks
+        >>> local_tensor(torch.ones(2), Ranks.of(None))
         tensor([1., 1.])
     """
-    to_local = getattr(parameter, "to_local", None)
-    local: Tensor = parameter if to_local is None else to_local()
-    return local
+    if ranks.size == 1:
+        return parameter
+    # Asked by its type: torch.compile does not see the attributes that a subclass of tensors adds.
+    from torch.distributed.tensor import DTensor
+
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
 def described(

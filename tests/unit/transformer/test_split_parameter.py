@@ -11,7 +11,7 @@ def test_a_parameter_of_one_process_is_a_plain_one_in_the_same_memory() -> None:
     part = torch.zeros(4)
     parameter = split_parameter(part, 0, None)
     assert parameter.data_ptr() == part.data_ptr()
-    assert local_tensor(parameter) is parameter
+    assert local_tensor(parameter, Ranks.of(None)) is parameter
 
 
 def test_description_says_which_part_of_the_whole_a_rank_has() -> None:

@@ -73,11 +73,11 @@ class TiedOutput(ShardedModule):
 
         With sequence parallelism, x is this rank's ``[b, s/p, h]``.
         """
-        ranks, bias = self.ranks, None if self.bias is None else local_tensor(self.bias)
+        ranks, bias = self.ranks, None if self.bias is None else local_tensor(self.bias, self.ranks)
         if ranks.size == 1:
             return F.linear(x, weight, bias)
         x = gather_sequence(x, ranks) if self.sequence_parallel else copy_to_ranks(x, ranks)
-        logits = F.linear(x, local_tensor(weight), bias)  # [b, s, h] -> [b, s, v/p]
+        logits = F.linear(x, local_tensor(weight, ranks), bias)  # [b, s, h] -> [b, s, v/p]
         return gather_features(logits, ranks) if self.gather_output else logits
 
     def sharded_state_dict(
