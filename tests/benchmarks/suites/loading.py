@@ -37,11 +37,7 @@ def loading(asked: Settings) -> Iterator[Table]:
             "transformers.from_pretrained": lambda: _gone(type(reference).from_pretrained(folder)),
             "monolith, safetensors and copies": lambda: _gone(own.load(load_file(file))),
         }
-        note = (
-            f"A file of {size:.0f} MiB in float32. Reading is `Path.read_bytes`, which fills memory that is "
-            "new. transformers keeps parameters that are the mapped file itself, and reads them when they are used; "
-            "Transom's are copies."
-        )
+        note = f"A file of {size:.0f} MiB in float32. Reading is `Path.read_bytes`, which fills memory that is new."
         yield timed("load a checkpoint", "building", steps, asked, tolerance=0.0, base=READ, note=note)
 
 
