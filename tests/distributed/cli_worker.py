@@ -1,8 +1,8 @@
 """One of the processes that call the command line together: ``python cli_worker.py CALLS``, a JSON list of calls.
 
 A call has ``args``, one list for all ranks or one a rank; ``port``, where the ranks meet; and maybe ``damage``: a
-folder, its copy that the first rank makes before, a file in it, and how it is damaged. Prints a JSON list of each call's
-exit code and of what it wrote to stderr.
+folder, its copy that the first rank makes before, a file in it, and how it is damaged. Prints a JSON list of each
+call's exit code and of what it wrote to stderr.
 """
 
 from __future__ import annotations
