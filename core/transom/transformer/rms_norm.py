@@ -66,7 +66,7 @@ class _RMSNorm(torch.autograd.Function):
         x, scale, inverse = ctx.saved_tensors
         if torch.is_grad_enabled():  # gradients of these gradients will be asked for
             return *_gradients(grad, x, scale, ctx.eps), None
-        products = (grad * x).flatten(0, -2)  # [tokens, h]
+        products = (grad * x).reshape(-1, len(scale))  # [tokens, h]
         grad_scale = products.T.mv(inverse.flatten())
         mean = products.mv(scale).view_as(inverse) / len(scale)
         grad_x = (grad * scale).mul_(inverse).addcmul_(x, inverse.pow(3).mul_(mean), value=-1)
@@ -78,4 +78,4 @@ def _gradients(grad: Tensor, x: Tensor, scale: Tensor, eps: float) -> tuple[Tens
     inverse = (x.square().mean(-1, keepdim=True) + eps).rsqrt()
     scaled = grad * scale
     grad_x = inverse * scaled - inverse.pow(3) * x * (scaled * x).mean(-1, keepdim=True)
-    return grad_x, (grad * x * inverse).flatten(0, -2).sum(0)
+    return grad_x, (grad * x * inverse).reshape(-1, len(scale)).sum(0)
