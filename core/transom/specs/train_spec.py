@@ -26,8 +26,8 @@ class TrainSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         mean_span_length: tokens of a span that is cut out, on average.
         data: a text file, a folder of ``*.txt`` and ``*.md``, or token ids (``.npy``, ``.bin``); a list of these; or
             ``"default"``, English text that comes with Python.
-        init_from: a folder whose weights training begins with: of Hugging Face's form, of a run, or a checkpoint; None =
-            weights are drawn.
+        init_from: a folder whose weights training begins with: of Hugging Face's form, of a run, or a checkpoint;
+            None = weights are drawn.
         tokenizer: ``"bytes"`` (256 ids), or the path of a Hugging Face ``tokenizer.json``.
         token_dtype: of ``.bin`` files, little endian; ``.npy`` files say theirs.
         validation_fraction: share of the tokens, taken from the end, that is never trained on.
