@@ -22,7 +22,7 @@ from transom.cli import main as cli_main
 from transom.cli.main import cli
 from transom.pretrained.convert import convert
 from transom.registry.card import CardSection, read_card
-from transom.registry.policy import ALLOW, DENY, STRICT
+from transom.registry.policy import ALLOW, DENY, STRICT, VARIABLES
 from transom.registry.user_config import CONFIG, UserConfig
 from transom.slots import SLOTS
 from transom.specs.train_spec import TrainSpec
@@ -86,6 +86,17 @@ def _commands() -> list[str]:
 )
 def test_reference_describes_every_field_once(page, heading, fields):
     assert sorted(_first_cells(page, heading)) == sorted(fields)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_environment_variables_in_the_docs_are_known(page):
+    named = set(re.findall(r"\bTRANSOM_\w+", page.read_text(encoding="utf-8")))
+    assert named - {"TRANSOM_"} <= set(VARIABLES)
+
+
+def test_environment_variables_in_the_code_are_known():
+    texts = [file.read_text(encoding="utf-8") for file in (ROOT / "core" / "transom").rglob("*.py")]
+    assert {name for text in texts for name in re.findall(r"\bTRANSOM_[A-Z]\w*", text)} <= set(VARIABLES)
 
 
 def test_reference_describes_every_verb():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from transom.diagnosis.promises import Promise, promise
 from transom.errors import RegistryError, TransomError, UnknownImplementationError
 from transom.registry.hooks import Hook, user_hooks
 from transom.registry.names import near
-from transom.registry.policy import Policy
+from transom.registry.policy import VARIABLES, Policy
 from transom.registry.registry import Registry
 from transom.registry.scan import PREFIX, installed_version
 from transom.registry.user_config import config_file, user_config
@@ -96,6 +96,7 @@ def diagnose(registry: Registry, *, limit: float = LIMIT) -> Diagnosis:
     policy = _policy(findings)
     hooks = _user_hooks(registry, policy, findings)
     findings += _order_findings(registry)
+    findings += _variable_findings(os.environ)
     findings += [Finding("note", "", "policy", line) for line in policy.idle(registry.index.distributions)]
     names = sorted(registry.index.distributions, key=lambda name: (name != "transom", name.lower()))
     with ThreadPoolExecutor(_WORKERS) as pool:
@@ -121,6 +122,15 @@ def _policy(findings: list[Finding]) -> Policy:
     except RegistryError as error:
         findings.append(Finding("wrong", "", error.asked_by or "policy", error.what.rstrip("."), hint=error.hint))
         return Policy()
+
+
+def _variable_findings(names: Iterable[str]) -> Iterator[Finding]:
+    """Note environment variables that look like Transom's and that it does not read."""
+    for name in sorted(names):
+        if name.startswith("TRANSOM_") and name not in VARIABLES:
+            guesses = near(name, VARIABLES)
+            hint = f"{guesses[0]}?" if guesses else f"Transom reads {', '.join(VARIABLES)}"
+            yield Finding("note", "", "environment", f"{name} is set, which nothing reads", hint=hint)
 
 
 def _user_hooks(registry: Registry, policy: Policy, findings: list[Finding]) -> tuple[Hook, ...]:

@@ -13,13 +13,16 @@ from fnmatch import fnmatchcase
 
 from transom.errors import PolicyError
 from transom.registry.names import CORE, normalise
-from transom.registry.user_config import config_file, user_config
+from transom.registry.user_config import CONFIG, config_file, user_config
 
-__all__ = ["ALLOW", "DENY", "STRICT", "Policy", "parse_boolean"]
+__all__ = ["ALLOW", "DENY", "STRICT", "VARIABLES", "Policy", "parse_boolean"]
 
 ALLOW = "TRANSOM_PLUGINS_ALLOW"
 DENY = "TRANSOM_PLUGINS_DENY"
 STRICT = "TRANSOM_STRICT"
+
+VARIABLES = (ALLOW, CONFIG, DENY, STRICT)
+"""Every environment variable that Transom reads."""
 
 _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 

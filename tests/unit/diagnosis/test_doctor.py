@@ -65,6 +65,24 @@ def test_diagnose_says_nothing_of_what_is_well(site, examine, make_card):
     assert [(each.slot, each.name, each.missing) for each in good.promises] == [("norm", "good", ())]
 
 
+def test_diagnose_notes_variables_that_nothing_reads(site, examine, make_card, monkeypatch):
+    _install(site, "good", make_card("norm.good"))
+    monkeypatch.setenv("TRANSOM_DENY", "acme-*")
+    monkeypatch.setenv("TRANSOM_GREY_MOON_PHASE", "1")
+    monkeypatch.setenv("TRANSOM_PLUGINS_DENY", "")
+    found = examine()
+    assert found.is_healthy
+    assert [(f.level, f.where, f.what, f.hint) for f in found.findings] == [
+        ("note", "environment", "TRANSOM_DENY is set, which nothing reads", "TRANSOM_PLUGINS_DENY?"),
+        (
+            "note",
+            "environment",
+            "TRANSOM_GREY_MOON_PHASE is set, which nothing reads",
+            "Transom reads TRANSOM_PLUGINS_ALLOW, TRANSOM_CONFIG, TRANSOM_PLUGINS_DENY, TRANSOM_STRICT",
+        ),
+    ]
+
+
 def test_diagnose_puts_what_is_wrong_before_notes(site, examine, make_card, probed):
     probed["failing"].add("bad")
     _install(site, "bad", make_card("norm.bad"))
