@@ -172,11 +172,23 @@ def _print(report: Report, show_all: bool) -> None:
         click.echo()
         listed = [[each.case.id, each.status, each.case.shows] for each in report.outcomes]
         print_table(["case", "result", "what it shows"], listed)
-    for outcome in (*report.skipped, *report.failed):
-        click.secho(f"\n{outcome.status} {outcome.case.id}", fg="red" if outcome.status == "failed" else "yellow")
-        click.echo(textwrap.indent(f"should show that {outcome.case.shows}\n{outcome.detail}", "  "))
+    for group in report.alike("failed"):
+        _print_failed(group)
+    for group in report.alike("skipped"):
+        reason, ids = " ".join(group[0].detail.split()), ", ".join(outcome.case.id for outcome in group)
+        click.echo(click.style(f"\nskipped {ids}", fg="yellow") + f": {reason}")
     passed = sum(outcome.status == "passed" for outcome in report.outcomes)
     verdict = (
         f"{passed} of {len(report.outcomes)} cases passed, {len(report.failed)} failed, {len(report.skipped)} skipped."
     )
     click.secho(f"\n{verdict}", fg="green" if report.conforms else "red")
+
+
+def _print_failed(group: Sequence[Outcome]) -> None:
+    """Print cases that failed alike: what the first should show and why it does not, then the others' ids."""
+    first, *others = group
+    click.secho(f"\nfailed {first.case.id}", fg="red")
+    click.echo(textwrap.indent(f"should show: {first.case.shows}\n{first.detail}", "  "))
+    if others:
+        cases = "1 other case" if len(others) == 1 else f"{len(others)} other cases"
+        click.echo(f"  {cases} failed alike: {', '.join(outcome.case.id for outcome in others)}")

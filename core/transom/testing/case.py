@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import TracebackType
 
-__all__ = ["Case", "CaseSkipped", "ConformanceError", "isolated"]
+__all__ = ["Case", "CaseSkipped", "ConformanceError", "beyond_kit", "isolated"]
 
 _SEED = 20_170_612
 
@@ -26,7 +27,7 @@ class Case:
     Args:
         area: what kind of promise it checks: ``"card"``, ``"agreement"``, ``"state"`` ...
         name: of the case within its area.
-        shows: what is shown when it passes, a sentence.
+        shows: what is shown when it passes: a sentence, or what was passed.
         check: raises `ConformanceError` when it fails, `CaseSkipped` when it does not apply.
         dtype: of parameters and activations, where that matters.
         device: device type that it runs on, where that matters.
@@ -60,8 +61,28 @@ class Case:
         """
         if self.unavailable is not None:
             raise CaseSkipped(self.unavailable)
-        with isolated():
-            self.check()
+        try:
+            with isolated():
+                self.check()
+        except Exception as error:
+            if isinstance(error, ConformanceError):
+                error.add_note(f"should show: {self.shows}")
+            error.__traceback__ = beyond_kit(error.__traceback__)
+            raise
+
+
+def beyond_kit(trace: TracebackType | None) -> TracebackType | None:
+    """Leave out the frames of the kit that come first: one mistake then looks alike in whatever case shows it.
+
+    Args:
+        trace: of what a case raised.
+
+    Returns:
+        what is left; `None` where it was the kit that raised.
+    """
+    while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("transom.testing."):
+        trace = trace.tb_next
+    return trace
 
 
 @contextmanager

@@ -97,7 +97,7 @@ class ConformanceCase(pytest.Item):
         from transom.testing.case import ConformanceError
 
         if isinstance(excinfo.value, ConformanceError):
-            return f"{self.parent and self.parent.name} should show that {self.case.shows}.\n{excinfo.value}"
+            return f"{self.parent and self.parent.name} should show: {self.case.shows}.\n{excinfo.value}"
         return super().repr_failure(excinfo, style=style)
 
     def reportinfo(self) -> tuple[Path, int | None, str]:

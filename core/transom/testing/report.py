@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from transom.testing.case import Case, CaseSkipped, ConformanceError
+from transom.testing.case import Case, CaseSkipped, ConformanceError, beyond_kit
 
 if TYPE_CHECKING:
     from transom.registry.implementation import Implementation
@@ -80,6 +80,21 @@ class Report:
         """Those that could not be run."""
         return tuple(outcome for outcome in self.outcomes if outcome.status == "skipped")
 
+    def alike(self, status: Status) -> tuple[tuple[Outcome, ...], ...]:
+        """Those of a status, together where the same detail explains them.
+
+        Args:
+            status: ``"failed"`` or ``"skipped"``.
+
+        Returns:
+            groups, in the order of their first cases.
+        """
+        groups: dict[str, list[Outcome]] = {}
+        for outcome in self.outcomes:
+            if outcome.status == status:
+                groups.setdefault(outcome.detail, []).append(outcome)
+        return tuple(map(tuple, groups.values()))
+
     @property
     def conforms(self) -> bool:
         """Whether nothing failed and something passed."""
@@ -134,7 +149,8 @@ def run_case(case: Case) -> Outcome:
     except ConformanceError as error:
         status, detail = "failed", str(error)
     except Exception as error:  # the implementation's own
-        status, detail = "failed", "".join(traceback.format_exception(error)).rstrip()
+        trace = traceback.format_exception(type(error), error, beyond_kit(error.__traceback__))
+        status, detail = "failed", "".join(trace).rstrip()
     return Outcome(case, status, detail, time.perf_counter() - start)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from transom.cli import check as check_verb
@@ -48,7 +49,7 @@ def test_check_with_conformance_fails_and_says_why(plugin, capsys):
     assert main(["check", "norm/fast", "--conformance", "--only", "rmsnorm"]) == 1
     lines = capsys.readouterr().out.splitlines()
     start = lines.index("failed agreement/rmsnorm_small[cpu-float32]")
-    assert lines[start + 1] == "  should show that eps is added to the variance: inputs whose own is smaller"
+    assert lines[start + 1] == "  should show: eps is added to the variance: inputs whose own is smaller"
     assert lines[start + 2].startswith("  output: ")
 
 
@@ -66,7 +67,7 @@ def test_check_of_a_distribution_tells_its_declaration_from_its_cases(plugin, ca
     monkeypatch.setattr("transom.diagnosis.check.check_distribution", lambda *_, **__: [])
     status = main(["check", "acme-norm", "--conformance", "--only", only])
     lines = capsys.readouterr().out.splitlines()
-    failed = sum(line.startswith("failed ") for line in lines)
+    failed = sum(int(cells[2]) for line in lines if (cells := line.split())[:1] == ["agreement"])
     assert lines[-1] == f"acme-norm: {verdict.format(failed)}"
     assert status == (0 if verdict.startswith("Nothing") else 1)
 
@@ -77,12 +78,23 @@ def test_check_lists_every_case_when_asked_to(plugin, capsys):
     assert ["agreement/rmsnorm_eps[cpu-float32]", "failed"] in [row[:2] for row in rows]
 
 
+def test_check_tells_once_what_many_cases_fail_of(site, make_card, monkeypatch, capsys):
+    code = NORM.replace("return x * ", "raise KeyError('moon')\n        return x * ")
+    site.install("acme-norm", {"norm": {"fast": "Fast"}}, code=code, card=make_card("norm.fast", features=["rmsnorm"]))
+    registry = Registry()
+    monkeypatch.setattr(check_verb, "default_registry", lambda: registry)
+    assert main(["check", "fast", "--conformance", "--only", "agreement/rmsnorm_"]) == 1
+    out = capsys.readouterr().out
+    assert out.count("\nfailed agreement/rmsnorm_") == out.count("KeyError: 'moon'") == 1
+    assert "transom/testing" not in out
+    assert re.search(r"\n  \d+ other cases failed alike: agreement/rmsnorm_\w+\[", out)
+
+
 def test_check_shows_what_could_not_be_run(plugin, capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     main(["check", "fast", "--conformance", "--only", "card"])
     out = capsys.readouterr().out
-    assert "skipped card/cuda" in out
-    assert "it needs cuda, and this machine has none that torch can use" in out
+    assert "\nskipped card/cuda: it needs cuda, and this machine has none that torch can use\n" in out
 
 
 def test_check_writes_a_report_and_a_badge(plugin, tmp_path, capsys):

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from transom.testing import Case, CaseSkipped, ConformanceError
+from transom.testing.closeness import assert_close
 
 
 def _case(check, **fields) -> Case:
@@ -46,3 +49,20 @@ def test_run_skips_what_is_unavailable_without_checking():
 
 def test_conformance_error_is_an_assertion_error():
     assert issubclass(ConformanceError, AssertionError)
+
+
+def test_failure_says_what_the_case_should_show_and_not_where_in_the_kit():
+    with pytest.raises(ConformanceError) as caught:
+        Case("area", "name", "a thing", partial(assert_close, torch.ones(1), torch.zeros(1), 0.1, "it")).run()
+    assert caught.value.__notes__ == ["should show: a thing"]
+    assert len(caught.traceback) == 1
+
+
+def test_what_an_implementation_raises_keeps_its_own_frames():
+    def implementation():
+        raise KeyError("moon")
+
+    with pytest.raises(KeyError) as caught:
+        _case(implementation).run()
+    assert caught.traceback[-1].name == "implementation"
+    assert not hasattr(caught.value, "__notes__")

@@ -42,7 +42,7 @@ def test_example_of_a_failure_is_what_the_kit_says(acme_norm):
     head, shows, detail = _block("failed agreement/").splitlines()
     (case,) = [case for case in cases_for(acme_norm) if case.id == head.split()[1]]
     outcome = run_case(case)
-    assert (outcome.status, f"  should show that {case.shows}") == ("failed", shows)
+    assert (outcome.status, f"  should show: {case.shows}") == ("failed", shows)
     assert _words(f"  {outcome.detail}") == _words(detail)
 
 

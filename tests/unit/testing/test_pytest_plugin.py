@@ -35,7 +35,7 @@ def test_failing_case_tells_what_it_should_have_shown_without_a_traceback(norm, 
     norm()
     done = run("--transom-impl", "norm/acme-norm/Slow", "-k", "rmsnorm_small")
     assert done.ret == 1
-    said = "acme-norm/Slow should show that eps is added to the variance: inputs whose own is smaller.\noutput: "
+    said = "acme-norm/Slow should show: eps is added to the variance: inputs whose own is smaller.\noutput: "
     assert said in done.stdout.str()
     assert "Traceback" not in done.stdout.str()
 
