@@ -75,8 +75,8 @@ class BlindRowsNan(SelfAttention):
 
 
 class QueryProjectionDetached(SelfAttention):
-    def _prepare(self, query, key, positions):
-        return super()._prepare(query, key.detach(), positions)
+    def _prepare(self, query, key, *others):
+        return super()._prepare(query, key.detach(), *others)
 
     def _project(self, hidden_states):
         return [part.detach() for part in super()._project(hidden_states)]
