@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["labelled", "option_lines"]
+__all__ = ["glossary", "labelled", "option_lines"]
 
 _LABEL = 16
 
@@ -26,6 +26,21 @@ def labelled(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
         first, *others = text.splitlines() or [""]
         yield f"  {label:<{_LABEL}}{first}".rstrip()
         yield from textwrap.indent("\n".join(others), " " * (_LABEL + 2)).splitlines()
+
+
+def glossary(names: Iterable[str], meanings: Mapping[str, str]) -> str:
+    """Write names with their meanings, one a line.
+
+    Args:
+        names: to write.
+        meanings: of these and of others.
+
+    Example:
+        >>> glossary(["causal"], {"causal": "no later key", "window": "none far away"})
+        'causal  no later key'
+    """
+    width = max(map(len, meanings), default=0)
+    return "\n".join(f"{name:<{width}}  {meanings.get(name, 'not known to this slot')}" for name in names)
 
 
 def option_lines(schema: dict[str, Any]) -> str:

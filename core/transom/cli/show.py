@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from transom.cli.describe import describe_all, describe_options, describe_slot, own_documentation
-from transom.cli.labelled import labelled, option_lines
+from transom.cli.labelled import glossary, labelled, option_lines
 from transom.cli.options import examples, json_option
 from transom.cli.show_named import NAMED, describe_named, render_named
+from transom.cli.show_slot import describe_contract, render_contract, slots_named
 from transom.errors import PluginImportError
 from transom.registry.find import find
 from transom.registry.registry import default_registry
@@ -31,6 +32,8 @@ __all__ = ["command"]
         "transom show transom/torch_norm",
         "transom show row_linear/torch_linear --json",
         "transom show mlp/mlp --import",
+        "transom show core_attention",
+        "transom show slots/mlp",
         "transom show hooks/NAME --import",
     ),
 )
@@ -38,16 +41,22 @@ __all__ = ["command"]
 @click.option("--import", "with_import", is_flag=True, help="Import it too, and show its documentation.")
 @json_option
 def command(ref: str, with_import: bool, as_json: bool) -> None:
-    """Show everything that is known about one implementation, hook or bundle.
+    """Show everything that is known about one implementation, hook or bundle, or a slot's contract.
 
     REF is a name, or distribution/name; a slot before it says which is meant where several slots know the name, and
-    hooks or bundles that one of these is. Without --import only data is read.
+    hooks or bundles that one of these is. A slot's name, or slots/NAME where an implementation has the same, shows
+    what its implementations must be like. Without --import only data is read.
     """
     registry = default_registry()
     kind, _, name = ref.partition("/")
     if kind in NAMED and name:
         facts = describe_named(kind, name, registry, with_import=with_import)
         click.echo(json.dumps(facts, indent=2) if as_json else render_named(facts))
+        return
+    slots = slots_named(ref, registry)
+    if slots and not any(each.name == ref for each in registry.implementations()):
+        contracts = [describe_contract(each, registry, with_import=with_import) for each in slots]
+        click.echo(json.dumps(contracts, indent=2) if as_json else "\n\n".join(map(render_contract, contracts)))
         return
     found = find(registry, ref, asked_by="transom show")
     shown = describe_all(found, registry)
@@ -89,6 +98,7 @@ def _rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "entry point", facts["entry_point"]
     if "kind" in slot:
         yield "slot", f"{slot['summary']} ({slot['kind']} slot, contract {slot['api']})"
+        yield "contract", f"transom show slots/{slot['name']}"
     if facts["notes"]:
         yield "notes", "\n".join(facts["notes"])
     if facts["card_error"]:
@@ -126,11 +136,6 @@ def _card_rows(card: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _feature_rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     meanings = facts["contract"].get("features", {})
-    yield "features", _glossary(facts["card"]["features"], meanings) or "none"
+    yield "features", glossary(facts["card"]["features"], meanings) or "none"
     if facts["lacks"]:
-        yield "lacks", _glossary(facts["lacks"], meanings)
-
-
-def _glossary(names: Iterable[str], meanings: dict[str, str]) -> str:
-    width = max(map(len, meanings), default=0)
-    return "\n".join(f"{name:<{width}}  {meanings.get(name, 'not known to this slot')}" for name in names)
+        yield "lacks", glossary(facts["lacks"], meanings)

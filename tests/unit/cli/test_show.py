@@ -49,6 +49,7 @@ def test_show_tells_everything_that_the_data_say(install, capsys):
         "ask for it as   fast or acme-norm/fast",
         "entry point     acme_norm.parts:Made",
         "slot            LayerNorm or RMSNorm over the last dimension (kernel slot, contract 1.0)",
+        "contract        transom show slots/norm",
         "notes           deprecated",
         "                requires: no-such-package>=3, which is not installed (pip install 'acme[fast]')",
         "written for     contract 1.0",
@@ -132,7 +133,6 @@ def test_show_prints_the_traceback_when_the_import_fails(install, capsys):
     [
         ("decodr", "no implementation is named 'decodr'.", "decoder?   All: transom list"),
         ("norm/torch_nrm", "no norm is named 'torch_nrm'.", "All: transom list norm"),
-        ("norm", "no implementation is named 'norm'.", "norm is a slot: transom list norm   All: transom list"),
         ("acme/dot_product", "no implementation is named 'acme/dot_product'.", "dot_product?"),
     ],
 )
