@@ -48,6 +48,8 @@ class Plan:
         root: the node of the model.
         sources: distributions that bundles and slots came from, with their versions.
         hooks: what runs when it is built, in order.
+        idle_options: entries of the spec's `options` that the call's `use` took a place from, each with the places
+            where it still holds.
     """
 
     spec: ModelSpec
@@ -56,6 +58,7 @@ class Plan:
     root: Node
     sources: Mapping[str, str] = field(default_factory=dict)
     hooks: tuple[Hook, ...] = ()
+    idle_options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def nodes(self) -> Iterator[Node]:
         """Every node, the outer first."""
@@ -159,7 +162,13 @@ def plan(
     planner = Planner(spec, use or {}, options or {}, registry, locked)
     root = planner.tree(Part(slot="model", request=request))
     made = Plan(
-        spec=spec, config=config, context=request.context, root=root, sources=planner.sources(root), hooks=hooks
+        spec=spec,
+        config=config,
+        context=request.context,
+        root=root,
+        sources=planner.sources(root),
+        hooks=hooks,
+        idle_options=planner.idle_options.still_held(),
     )
     if locked is not None:
         locked.check(made, lock_mode, asked_by=f"the lock {lock}" if isinstance(lock, str | Path) else "the lock")

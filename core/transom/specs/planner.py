@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from transom.registry.verdict import Verdict
 from transom.slots import SLOTS, Part, Request
 from transom.slots.norm_linear import SEPARATE
 from transom.specs.bundle import Bundle, load_bundles
+from transom.specs.idle_options import IdleOptions
 from transom.specs.node import Node
 from transom.specs.norm_pairs import NormPairs, NormPlace
 from transom.specs.read import check_plain
@@ -52,6 +54,7 @@ class Planner:
     registry: Registry
     lock: Lock | None = None
     bundles: tuple[Bundle, ...] = field(init=False)
+    idle_options: IdleOptions = field(init=False, default_factory=IdleOptions)
 
     def __post_init__(self) -> None:
         spec, given = self.spec, "the call's arguments"
@@ -85,6 +88,8 @@ class Planner:
         places = [(node.path, node.slot) for node in root.nodes()]
         self._use.check_all_matched(places)
         self._options.check_all_matched(places)
+        for line in self.idle_options.told():
+            self.registry.tell_once(logging.INFO, line)
         return root
 
     def sources(self, root: Node) -> dict[str, str]:
@@ -214,19 +219,53 @@ class Planner:
         return {name: found[name] for name in declared}
 
     def _typed_options(self, path: str, slot: str, builder: Any, resolution: Resolution) -> Any:
-        chosen = resolution.chosen
+        chosen, declared = resolution.chosen, getattr(builder, "Options", None)
         ref = chosen.ref
         asked = {*resolution.asked, *(name.rpartition("/")[2] for name in resolution.asked)}
         names = {AUTO, chosen.name, ref}
         said = self._use.presets(path, slot).items()
         without = {bundle for bundle, chains in said if not any(names & set(chain) for chain in chains)}
-        rule = self._options.find(path, slot, asked=asked, chosen=(chosen.name, ref), without=without)
+        replaced = self._replaced(path, slot, names, takes_options=declared is not None)
+        rule = self._options.find(
+            path,
+            slot,
+            asked=asked,
+            chosen=(chosen.name, ref),
+            idle=lambda each: each.source in without or (replaced and each.of is None and each.layer == each.tier == 0),
+        )
         if rule is None:
             return None
+        if rule.layer == rule.tier == 0:
+            self.idle_options.hold(rule, path)
         written = Written(rule.value, f"options.{rule.pattern}", rule.where, rule.source)
         if rule.source == self.spec.source:
             written = written.at(("options", rule.pattern), self.spec.lines())
-        return typed_options(getattr(builder, "Options", None), written, ref, slot=slot, name=ref)
+        other = next((name for name in resolution.asked if name not in names), "NAME")
+        hint = (
+            f"remove the entry, or write options.{rule.target}/{other}: {{...}}, which holds only where "
+            f"{other} is chosen"
+        )
+        return typed_options(declared, written, ref, slot=slot, name=ref, hint=None if rule.of else hint)
+
+    def _replaced(self, path: str, slot: str, names: set[str], *, takes_options: bool) -> bool:
+        """Whether the call gives a place to another than the spec does; the options that this makes idle are noted."""
+        accept = (lambda rule: True) if slot == "norm_linear" else self._norms.is_of_one_place
+        use = self._use.find(path, slot, accept=accept)
+        if use is None or use.layer == 0:
+            return False
+        rule = self._use.find(path, slot, accept=lambda each: each.layer == 0 and accept(each))
+        default = self.spec.model if slot == "model" else self.registry.slot(slot).default or ""
+        own = parse_chain(default) if rule is None else rule.value
+        if own[0] in names - {AUTO} or (takes_options and names & set(own)):
+            return False
+        meant = {*own, *(name.rpartition("/")[2] for name in own)}
+        meant |= {each.ref for each in self.registry.implementations(slot) if each.name in own}
+        idle = self._options.find(
+            path, slot, asked=meant, chosen=meant, accept=lambda each: each.layer == each.tier == 0
+        )
+        if idle is not None and (idle.of is None or idle.of not in names):
+            self.idle_options.drop(idle, path, use)
+        return True
 
 
 def _as_locked(locked: LockedNode, asked: tuple[str, ...], found: Resolution) -> Resolution:

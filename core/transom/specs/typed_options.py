@@ -46,7 +46,15 @@ class Written:
         return dataclasses.replace(self, lines=found)
 
 
-def typed_options(declared: Any, written: Written, subject: str, *, slot: str, name: str) -> Any:
+def typed_options(
+    declared: Any,
+    written: Written,
+    subject: str,
+    *,
+    slot: str,
+    name: str,
+    hint: str | None = None,
+) -> Any:
     """Make a plugin's own options of plain data.
 
     Args:
@@ -55,6 +63,7 @@ def typed_options(declared: Any, written: Written, subject: str, *, slot: str, n
         subject: whose options they are, for messages.
         slot: likewise, for an error that is the plugin's.
         name: likewise.
+        hint: what to do where it takes none, if there is more to say than to remove the entry.
 
     Returns:
         an instance of ``declared``.
@@ -67,7 +76,7 @@ def typed_options(declared: Any, written: Written, subject: str, *, slot: str, n
         raise SpecError(
             f"{subject} takes no options.",
             asked_by=written.asked_by,
-            hint="remove the entry, or name one that does",
+            hint=hint or "remove the entry, or name one that does",
             path=written.path,
             file=written.source,
             line=written.lines.get(()),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic, NoReturn, TypeVar
@@ -189,7 +189,7 @@ class Rules(Generic[T]):
         *,
         asked: Iterable[str] = (),
         chosen: Iterable[str] = (),
-        without: Container[str] = (),
+        idle: Callable[[Rule[T]], bool] = lambda rule: False,
         accept: Callable[[Rule[T]], bool] = lambda rule: True,
     ) -> Rule[T] | None:
         """Find the most specific entry for a node.
@@ -199,7 +199,7 @@ class Rules(Generic[T]):
             slot: of the node.
             asked: names that were asked for there, of which an entry may speak.
             chosen: names of the one that was chosen, for which such an entry holds.
-            without: sources whose entries do not hold there.
+            idle: which entries speak of the node but do not hold there.
             accept: which entries are meant; others are as if they were not there.
 
         Raises:
@@ -210,7 +210,7 @@ class Rules(Generic[T]):
         for i, rule in enumerate(self.rules):
             if rule.of in spoken_of and rule.matches(path, slot) and accept(rule):
                 self.matched.add(i)
-                if rule.of in holding and rule.source not in without:
+                if rule.of in holding and not idle(rule):
                     found.append((rule.specificity, i))
         if not found:
             return None

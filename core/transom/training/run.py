@@ -28,7 +28,14 @@ from transom.training.objective import Objective, check_objective, objective_of
 from transom.training.progress import Reporter, SilentReporter
 from transom.training.randomness import seeded_generators
 from transom.training.run_folder import RunFolder
-from transom.training.settings import check_same_run, located, other_use_of_weights, sequence_length, with_settings
+from transom.training.settings import (
+    beside_use,
+    check_same_run,
+    located,
+    other_use_of_weights,
+    sequence_length,
+    with_settings,
+)
 from transom.training.team import Team, team_of
 from transom.training.tensorboard import open_event_files
 from transom.training.trainer import Trainer
@@ -137,6 +144,7 @@ def train(
             else:
                 folder.check_free()
                 given = with_settings(given, init_from=init_from, hooks=hooks)
+            given = beside_use(given, use, sizes, device=device, lock=lock, lock_mode=lock_mode)
             wanted = located(with_settings(given, steps=steps, data=data, seed=seed, use=use))
             planned = plan(split_over(wanted, sizes), device=device, lock=lock, lock_mode=lock_mode)
             prepared = _prepare(wanted, planned)

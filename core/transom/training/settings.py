@@ -9,14 +9,18 @@ from typing import Any
 
 import msgspec
 
-from transom.errors import CheckpointError, SpecError
+from transom.distributed.sizes import ParallelSizes
+from transom.errors import CheckpointError, SpecError, TransomError
 from transom.pretrained.tokenizer import tokenizer_file
 from transom.registry.hook_use import HookUse
 from transom.specs.convert import convert
+from transom.specs.idle_options import without_idle
+from transom.specs.plan import plan
 from transom.specs.spec import ModelSpec
-from transom.specs.use import named
+from transom.specs.use import Assignments, named
+from transom.training.world import split_over
 
-__all__ = ["check_same_run", "located", "other_use_of_weights", "sequence_length", "with_settings"]
+__all__ = ["beside_use", "check_same_run", "located", "other_use_of_weights", "sequence_length", "with_settings"]
 
 _KEPT = frozenset(
     {"name", "use"}
@@ -69,6 +73,36 @@ def with_settings(
     added = convert(list(hooks), list[str | HookUse], source="the call's arguments", under="hooks")
     changed = msgspec.structs.replace(spec, train=train, use=spec.use | chains, hooks=[*spec.hooks, *added])
     return changed.with_origin(source, {}, spec.names() | named(use or {}, "the call's arguments"))
+
+
+def beside_use(
+    spec: ModelSpec, use: Mapping[str, str | Sequence[str]] | None, sizes: ParallelSizes, **planned: Any
+) -> ModelSpec:
+    """Leave out of a spec's `options` what has no effect where a call's `use` names another.
+
+    A run keeps `use` in its own spec, where nobody could tell any more for whom those options were.
+
+    Args:
+        spec: the user's.
+        use: entries of the call, which `with_settings` adds after this.
+        sizes: over how many ranks what is split.
+        planned: further arguments of `transom.plan`.
+
+    Raises:
+        TransomError: whatever the plan of the spec with that `use` raises.
+    """
+    if not use or not spec.options:
+        return spec
+    return without_idle(spec, plan(split_over(spec, sizes), use=use, **planned).idle_options)
+
+
+def _beside_use_of(own: ModelSpec, given: ModelSpec) -> ModelSpec:
+    """Leave out of a spec's options what the run's own `use` left out of the run's."""
+    use = Assignments((slot, name) for slot, name in own.use.items() if given.use.get(slot) != name)
+    try:
+        return given if given.options == own.options else beside_use(given, use, ParallelSizes())
+    except TransomError:  # it is of another spec, which the comparison tells better
+        return given
 
 
 def located(spec: ModelSpec) -> ModelSpec:
@@ -162,7 +196,7 @@ def check_same_run(
     Raises:
         CheckpointError: they compute something else; it lists where.
     """
-    before, now = _flat(own), _flat(given)
+    before, now = _flat(own), _flat(_beside_use_of(own, given))
     differing = [path for path in sorted(before.keys() | now.keys()) if before.get(path) != now.get(path)]
     refused = [_line(path, own, _value(given, path)) for path in differing if path not in _KEPT]
     if seed is not None and seed != own.train.seed:

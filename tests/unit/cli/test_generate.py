@@ -213,3 +213,12 @@ def test_generate_ends_where_a_model_of_hugging_face_ends_its_texts(folder, caps
     assert [row["text"] for row in both] == [ended["text"]] * 2
     beams = _json(capsys, str(folder), "--prompt", "w5 w6", "--beams", "3", "--max-new-tokens", "12")
     assert end not in beams["tokens"][:-1]
+
+
+def test_generate_leaves_options_of_the_run_out_where_the_call_names_another(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("to be or not to be, that is the question. " * 20)
+    paged = SPEC | {"use": {"kv_cache": "paged"}, "options": {"kv_cache": {"block_size": 4}}}
+    run = str(train(paged, out=tmp_path / "run", data=str(tmp_path / "text.txt"), steps=1).folder)
+    assert main(["generate", run, "--prompt", "to", "--max-new-tokens", "2", "--use", "kv_cache=static"]) == 0
+    said = f"options.kv_cache in {run} has no effect at cache: --use kv_cache=static"
+    assert said in capsys.readouterr().err.splitlines()

@@ -202,3 +202,12 @@ def test_train_leaves_no_folder_for_a_device_that_is_not_here(tmp_path, capsys):
 def test_train_quotes_the_option_that_is_wrong(tmp_path, capsys):
     assert main(["train", "tiny-llama", "--use", "norm=torch_nrm", "--out", str(tmp_path / "first")]) == 2
     assert "\n  Asked by:   --use norm=torch_nrm\n" in capsys.readouterr().err
+
+
+def test_train_leaves_options_out_where_the_call_names_another_and_resumes(here, capsys):
+    spec = f"{SPEC}use: {{kv_cache: paged}}\noptions: {{kv_cache: {{block_size: 4}}}}\n"
+    (here / "small.yaml").write_text(spec)
+    assert main(["train", "small.yaml", "--out", "a", "--use", "kv_cache=static"]) == 0
+    assert "options.kv_cache in small.yaml has no effect at cache: --use kv_cache=static" in capsys.readouterr().err
+    assert main(["train", "small.yaml", "--out", "a", "--resume", "--steps", "6"]) == 0
+    assert main(["train", "a", "--out", "b", "--steps", "1"]) == 0  # the run's own spec stands by itself
