@@ -18,15 +18,17 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-def _shapes(ctx: click.Context, param: click.Parameter, value: str) -> list[tuple[int, int]]:
+def _shapes(ctx: click.Context, param: click.Parameter, value: str | None) -> list[tuple[int, int]] | None:
+    if value is None:
+        return None
     found = [re.fullmatch(r"\s*(\d+)\s*x\s*(\d+)\s*", each) for each in value.split(",")]
     if None in found:
         raise click.BadParameter(f"{value!r} is not ROWSxTOKENS,ROWSxTOKENS ...")
     return [(int(each[1]), int(each[2])) for each in found if each]
 
 
-def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str]:
-    return [each.strip() for each in value.split(",") if each.strip()] if value else []
+def _names(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> list[str]:
+    return list(dict.fromkeys(each.strip() for given in value for each in given.split(",") if each.strip()))
 
 
 @click.command(
@@ -42,10 +44,17 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> lis
 @click.argument("spec")
 @click.option("--slot", default="core_attention", show_default=True, help="Whose implementations are compared.")
 @click.option(
-    "--impl", "names", metavar="A,B", callback=_names, help="Which, the reference first; all installed unless given."
+    "--impl",
+    "names",
+    metavar="A,B",
+    multiple=True,
+    callback=_names,
+    help="Which, the reference first; all installed unless given. Repeatable.",
 )
 @click.option(
-    "--shapes", default="1x128,8x128", show_default=True, callback=_shapes, help="Batches: ROWSxTOKENS, by commas."
+    "--shapes",
+    callback=_shapes,
+    help="Batches: ROWSxTOKENS, by commas.  [default: 1x128,8x128, or as many tokens as the model takes]",
 )
 @click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True, help="How often each is timed.")
 @use_option
@@ -59,7 +68,7 @@ def command(
     spec: str,
     slot: str,
     names: list[str],
-    shapes: list[tuple[int, int]],
+    shapes: list[tuple[int, int]] | None,
     rounds: int,
     use: dict[str, str],
     device: str,

@@ -26,6 +26,8 @@ __all__ = ["Comparison", "Outcome", "Shape", "compare"]
 Shape = tuple[int, int]
 """Rows and tokens of a batch."""
 
+_TOKENS = 128  # of a batch whose shape nobody chose
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -87,7 +89,7 @@ def compare(
     slot: str = "core_attention",
     *,
     implementations: Sequence[str] = (),
-    shapes: Sequence[Shape] = ((1, 128), (8, 128)),
+    shapes: Sequence[Shape] | None = None,
     mode: Literal["train", "infer"] = "train",
     device: str = "cpu",
     dtype: str | None = None,
@@ -103,7 +105,7 @@ def compare(
         spec: as for `transom.load_spec`.
         slot: whose implementations are compared; ``linear`` = both linears.
         implementations: their names, the reference first; empty = core's own and every other that is installed.
-        shapes: batches, as (rows, tokens).
+        shapes: batches, as (rows, tokens); `None` = 1 x 128 and 8 x 128, with fewer tokens where the model takes fewer.
         mode: ``"train"`` compares gradients and times the backward pass too.
         device: type of the device.
         dtype: of the parameters; `None` = the spec's.
@@ -124,6 +126,8 @@ def compare(
         (('torch_norm',), 0.0)
     """
     given = load_spec(spec)
+    if shapes is None:
+        shapes = [(rows, min(_TOKENS, given.max_sequence_length)) for rows in (1, 8)]
     _check(given, shapes, rounds)
     plans, refused = _plans(given, slot, implementations, {"mode": mode, "device": device, "dtype": dtype}, use or {})
     if not plans:
@@ -148,11 +152,13 @@ def compare(
 
 
 def _check(spec: ModelSpec, shapes: Sequence[Shape], rounds: int) -> None:
+    longest = spec.max_sequence_length
     for rows, tokens in shapes:
-        if not (rows >= 1 and 1 <= tokens <= spec.max_sequence_length):
+        if not (rows >= 1 and 1 <= tokens <= longest):
             raise InputError(
                 f"a batch of {rows} x {tokens} tokens does not fit {spec.name}.",
-                hint=f"at least 1 row, and 1 to {spec.max_sequence_length} tokens (its max_sequence_length)",
+                hint=f"--shapes {max(rows, 1)}x{min(max(tokens, 1), longest)}: at least 1 row, and 1 to {longest} tokens "
+                "(its max_sequence_length)",
                 shape=(rows, tokens),
             )
     if rounds < 1:

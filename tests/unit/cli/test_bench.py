@@ -26,6 +26,15 @@ def test_bench_names_who_cannot_serve(capsys):
     assert "Cannot serve:\n  torch_flex: torch's flex_attention has no backward pass" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "given", [["--impl", "dot_product,torch_dot_product"], ["--impl", "dot_product", "--impl", "torch_dot_product"]]
+)
+def test_bench_takes_implementations_by_commas_and_one_by_one(given, capsys):
+    assert main(["bench", "tiny-llama", *given, "--rounds", "1", "--shapes", "1x2", "--json"]) == 0
+    (shape,) = json.loads(capsys.readouterr().out)["shapes"]
+    assert [each["implementation"] for each in shape["outcomes"]] == ["dot_product", "torch_dot_product"]
+
+
 def test_bench_gives_json(capsys):
     assert main(["bench", "tiny-llama", "--slot", "norm", "--impl", "torch_norm", "--json", *QUICK]) == 0
     data = json.loads(capsys.readouterr().out)

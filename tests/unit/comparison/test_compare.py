@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 from transom import override
-from transom.comparison.compare import Comparison, Outcome, compare
+from transom.comparison.compare import Comparison, Outcome, _plans, compare
 from transom.comparison.timing import Times
 from transom.errors import InputError, SpecError, UnknownImplementationError
+from transom.specs.load import load_spec
 
 SPEC = {
     "name": "small",
@@ -106,6 +107,20 @@ def test_compare_refuses_a_shape_that_does_not_fit(shape):
     with pytest.raises(InputError, match="does not fit small") as raised:
         compare(SPEC, "norm", shapes=[shape])
     assert raised.value.shape == shape
+
+
+def test_compare_takes_no_more_tokens_than_the_model_unless_asked():
+    assert list(compare(SPEC, "norm", implementations=["torch_norm"], rounds=1).outcomes) == [(1, 16), (8, 16)]
+    with pytest.raises(InputError) as raised:
+        compare(SPEC, "norm", shapes=[(4, 128)])
+    assert raised.value.hint == "--shapes 4x16: at least 1 row, and 1 to 16 tokens (its max_sequence_length)"
+
+
+def test_compare_gives_options_of_the_spec_to_those_for_whom_they_are():
+    spec = SPEC | {"use": {"kv_cache": "paged"}, "options": {"kv_cache": {"block_size": 4}}}
+    plans, refused = _plans(load_spec(spec), "kv_cache", ["paged", "static"], {}, {})
+    options = {name: [n.options for n in made.nodes() if n.slot == "kv_cache"] for name, made in plans.items()}
+    assert (options["paged"][0].block_size, options["static"], refused) == (4, [None], {})
 
 
 def test_compare_refuses_to_measure_nothing():
