@@ -26,11 +26,13 @@ class StartingPoint:
         summary: a few words, for metadata and README.
         features: those of the slot that it has.
         modes: that it serves.
+        remark: a paragraph for the README, on what a spec has to say for it to serve.
     """
 
     summary: str
     features: tuple[str, ...] = ()
     modes: tuple[str, ...] = ("train", "infer")
+    remark: str = ""
 
 
 STARTING_POINTS: Mapping[str, StartingPoint] = MappingProxyType(
@@ -55,6 +57,8 @@ STARTING_POINTS: Mapping[str, StartingPoint] = MappingProxyType(
                 "value_head_size",
                 "cross",
             ),
+            remark="`attention_dropout` is 0.1 unless a spec's config says otherwise, and this attention does not drop:\n"
+            "write `attention_dropout: 0.0` there, or it is refused in training.",
         ),
         "column_linear": StartingPoint("A column linear"),
         "row_linear": StartingPoint("A row linear"),
@@ -113,6 +117,7 @@ class PluginFiles:
     def _filled(self, template: str, **more: str) -> str:
         text = (_TEMPLATES / f"{template}.template").read_text(encoding="utf-8")
         several = len(self.slots) > 1
+        remark = STARTING_POINTS[self.slots[0]].remark
         return Template(text).substitute(
             distribution=self.distribution,
             package=self.package,
@@ -122,6 +127,7 @@ class PluginFiles:
             reference=f"{self.slots[0]}/{self.package}" if several else self.package,
             registered=", ".join(f'("{slot}", "{self.package}")' for slot in self.slots),
             summary="A pair of linears" if several else STARTING_POINTS[self.slots[0]].summary,
+            remark=f"\n{remark}\n" if remark else "",
             author=self.author,
             year=str(datetime.now(UTC).year),
             transom_version=__version__,

@@ -51,6 +51,14 @@ def test_new_plugin_says_which_files_it_wrote(tmp_path):
     assert (made.folder / "LICENSE").read_text().startswith("MIT License")
 
 
+@pytest.mark.parametrize(("slot", "is_said"), [("core_attention", True), ("norm", False)])
+def test_new_plugin_says_in_its_readme_what_a_spec_has_to_say(slot, is_said, tmp_path):
+    text = (new_plugin("acme-part", slot, folder=tmp_path / "plugin").folder / "README.md").read_text()
+    assert ("write `attention_dropout: 0.0` there" in text) is is_said
+    assert "\n\n\n" not in text
+    assert "\n```\n\n## Work on it" in text or is_said
+
+
 @pytest.mark.parametrize("name", ["", "acme norm", "acme--norm", "1norm", "acme/norm", "-norm", "nörm"])
 def test_new_plugin_refuses_a_name_that_no_package_can_have(name, tmp_path):
     with pytest.raises(InputError, match="is no name for a package") as raised:
