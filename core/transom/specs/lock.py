@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -45,6 +46,7 @@ Ref = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Z
 Distribution = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 _SHOWN = 20  # differences in an error's text; its attribute holds all
+_OF_LAYER = re.compile(r"([^:]*?\blayers\.)(\d+)((?:\.[^:]*)?: .*)", re.DOTALL)
 _MAX_ITEMS = 10_000_000
 _MAX_TEXT = 200_000_000
 
@@ -204,22 +206,41 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """
         found = self.differences(plan, mode)
         if found:
-            more = [f"... and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
+            lines = _folded(found)
+            more = [f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
             raise PlanMismatchError(
                 f"the plan departs from its lock in {len(found)} place{'s' if len(found) > 1 else ''} ({mode}).",
                 asked_by=asked_by,
-                failed=found[:_SHOWN] + more,
-                hint=_mending(found, plan),
+                failed=lines[:_SHOWN] + more,
+                hint=_mending(found, plan, mode),
                 differences=tuple(found),
             )
 
 
-def _mending(differences: list[str], plan: Plan) -> str:
+def _folded(lines: list[str]) -> list[str]:
+    """Tell in one line what several layers have alike: ``layers.0 to 3.mlp: ...``."""
+    numbers: dict[tuple[str, str], list[int]] = {}
+    for line in lines:
+        found = _OF_LAYER.fullmatch(line)
+        before, number, after = found.groups() if found else (line, "0", "")
+        numbers.setdefault((before, after), []).append(int(number))
+    return [f"{before}{_numbers(each)}{after}" if after else before for (before, after), each in numbers.items()]
+
+
+def _numbers(found: list[int]) -> str:
+    """Write numbers: as a range where they follow each other."""
+    if len(found) > 1 and found == list(range(found[0], found[-1] + 1)):
+        return f"{found[0]} to {found[-1]}"
+    return ", ".join(map(str, found))
+
+
+def _mending(differences: list[str], plan: Plan, mode: Mode) -> str:
     """Say what to do about differences; first of all, which choices of the call itself made some."""
     places = {line.partition(": ")[0] for line in differences}
     asked = dict.fromkeys(node.asked_by for node in plan.nodes() if (node.path or "the model") in places)
     given = [each for each in asked if each.startswith("--use ") or each.endswith(" in the call's arguments")]
-    hint = "install what the lock names, lock anew, or compare less strictly (compatible, free)"
+    looser = get_args(Mode)[get_args(Mode).index(mode) + 1 :]
+    hint = f"install what the lock names, lock anew, or compare less strictly (--lock-mode {' or '.join(looser)})"
     return f"leave out {', '.join(given)}; or {hint}" if given else hint
 
 

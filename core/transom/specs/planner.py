@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from transom.errors import BuildError, ResolutionError, SpecError
-from transom.registry.implementation import Implementation
+from transom.errors import BuildError, ResolutionError, SpecError, UnknownImplementationError
+from transom.registry.implementation import REGISTERED, Implementation
 from transom.registry.names import AUTO
 from transom.registry.policy import Policy
 from transom.registry.registry import Registry, default_registry
@@ -164,11 +164,24 @@ class Planner:
     ) -> Resolution:
         locked = self._locked.get((path, part.slot))
         if locked is not None:
-            return _as_locked(locked, asked, self._resolve(part, (locked.chosen,), f"the lock, at {path or 'model'}"))
+            return _as_locked(locked, asked, self._chosen_by(locked, part))
         if self.lock is not None:
             # Not in the lock, which the comparison will tell; until then anything that is installed may stand here.
             return resolve(part.slot, asked, part.request, asked_by=asked_by, registry=default_registry())
         return self._resolve(part, asked, asked_by, last_resort=last_resort)
+
+    def _chosen_by(self, locked: LockedNode, part: Part) -> Resolution:
+        """Resolve a place to whom the lock names there."""
+        try:
+            return self._resolve(part, (locked.chosen,), f"the lock, at {locked.path or 'model'}")
+        except UnknownImplementationError as error:
+            distribution = locked.chosen.partition("/")[0]
+            if distribution == REGISTERED:
+                raise
+            hint = f"pip install {distribution}=={locked.version}"
+            raise UnknownImplementationError(
+                error.what, asked_by=error.asked_by, available=error.available, hint=hint, **error.data
+            ) from error
 
     def _resolve(self, part: Part, names: tuple[str, ...], asked_by: str, *, last_resort: bool = False) -> Resolution:
         key = (part.slot, names, part.request)

@@ -104,6 +104,26 @@ def test_plan_under_a_lock_refuses_that_the_spec_asks_for_another(made, lock):
     assert caught.value.what == "the plan departs from its lock in 1 place (compatible)."
     assert caught.value.asked_by == "the lock"
     assert caught.value.hint.startswith("leave out use.layers.0.mlp in the call's arguments; or install what the lock ")
+    assert caught.value.hint.endswith("or compare less strictly (--lock-mode free)")
+
+
+def test_check_proposes_the_looser_modes_alone(made, lock):
+    data = lock.to_dict() | {"torch": "1.0"}
+    with pytest.raises(PlanMismatchError) as caught:
+        read_lock(data).check(made, "exact")
+    said = "install what the lock names, lock anew, or compare less strictly (--lock-mode compatible or free)"
+    assert caught.value.hint == said
+
+
+def test_plan_under_a_lock_says_how_to_install_what_it_names(made, lock):
+    data = lock.to_dict()
+    for node in data["nodes"]:
+        if node["slot"] == "mlp":
+            node |= {"chosen": "acme-online/online", "version": "0.1.0"}
+    with pytest.raises(UnknownImplementationError, match="online") as caught:
+        plan(made.spec, lock=data)
+    assert caught.value.hint == "pip install acme-online==0.1.0"
+    assert (caught.value.slot, caught.value.asked_by) == ("mlp", "the lock, at layers.0.mlp")
 
 
 def test_plan_under_a_lock_tells_of_places_that_come_and_go(made, make_spec, lock, tmp_path, monkeypatch, fakes):
@@ -198,14 +218,16 @@ def test_exact_differences_name_torch_the_device_and_what_bundles_came_from(made
 
 def test_check_shows_twenty_differences_and_keeps_all(made, lock):
     data = lock.to_dict()
-    for node in data["nodes"]:
-        node["api"], node["options"] = "2.0", {"a": 1}
+    for i, node in enumerate(data["nodes"]):
+        node["api"], node["options"] = "2.0", {"a": i}
     with pytest.raises(PlanMismatchError) as caught:
         read_lock(data).check(made, asked_by="a.json")
     count = 2 * len(data["nodes"])
     assert caught.value.what == f"the plan departs from its lock in {count} places (compatible)."
     assert len(caught.value.failed) == 21
-    assert caught.value.failed[-1] == f"... and {count - 20} more"
+    # Each node's options differ; the contracts of three layers are told in one line: of five places in a layer.
+    assert caught.value.failed[-1] == f"... and {count - 2 * 5 - 20} more"
+    assert "layers.0 to 2.mlp.up: slot contract 2.0 was locked, now 1.0" in caught.value.failed
     assert len(caught.value.differences) == count
     assert caught.value.asked_by == "a.json"
     assert caught.value.differences[0].startswith("the model: ")
