@@ -142,7 +142,18 @@ def _refuse_features(implementation: Implementation, card: CardSection, slot: Sl
     if card.includes_norm and not getattr(request, "after_norm", False):
         reasons.append("it brings a norm along, and none stands before this place that feeds it alone")
     reasons += _unfit(card, request.context)
-    return "; ".join(reasons) or None, None
+    return "; ".join(reasons) or None, "\n".join(_settings(undeclared, slot, request)) or None
+
+
+def _settings(features: Iterable[str], slot: Slot, request: Request) -> Iterator[str]:
+    """Say which field of the config asks for each feature that one alone asks for."""
+    for name in features:
+        field, _, value = slot.settings.get(name, "").partition(": ")
+        now = getattr(request, name, None)
+        if value:
+            yield f"config.{field}: {value} (it is {now}), or an implementation that declares {name}"
+        elif field:
+            yield f"an implementation that declares {name}, which config.{field} asks for"
 
 
 def _unfit(card: CardSection, context: BuildContext) -> Iterator[str]:

@@ -52,5 +52,6 @@ BIAS_DROPOUT_ADD = Slot(
     builder=BiasDropoutAddBuilder,
     interface=BiasDropoutAdd,
     features={"dropout": "drops elements in training"},
+    settings={"dropout": "hidden_dropout: 0.0"},
     default="torch_bias_dropout_add",
 )

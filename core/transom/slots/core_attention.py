@@ -135,5 +135,12 @@ CORE_ATTENTION = Slot(
         "cross": "queries and keys come from different sequences",
         "context_parallel": "queries are a rank's share of the sequence, asked chunk by chunk; keys' gradients add up",
     },
+    settings={
+        "window": "window_size",
+        "softcap": "attn_logit_softcapping",
+        "sink_off_by_one": "softmax_type",
+        "sink_learnable": "softmax_type",
+        "dropout": "attention_dropout: 0.0",
+    },
     default="dot_product",
 )

@@ -73,5 +73,6 @@ LOSS = Slot(
         "tensor_parallel": "the vocabulary is split over several processes",
         "sequence_parallel": "the hidden states are split along the sequence",
     },
+    settings={"z_loss": "z_loss: 0.0", "softcap": "final_logit_softcapping"},
     default="cross_entropy",
 )

@@ -33,6 +33,8 @@ class Slot:
         conformance: the module that tests implementations of a plugin's own slot: its ``plain_request(context)`` gives
             the plainest request, its ``cases(subject)`` gives `transom.testing.Case` objects. It is imported when tests
             are made; `None` = there are none.
+        settings: by feature, the one field of a config that asks for it: its name; or ``name: value``, with the value
+            that does not ask for it, where that changes no more than how a model is trained.
 
     Example:
         >>> from transom.slots import SLOTS
@@ -53,9 +55,11 @@ class Slot:
     shared: bool = False
     late: bool = False
     conformance: str | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", MappingProxyType(dict(self.features)))
+        object.__setattr__(self, "settings", MappingProxyType(dict(self.settings)))
 
     @property
     def group(self) -> str:

@@ -8,9 +8,12 @@ from dataclasses import replace
 import pytest
 from transom.registry.implementation import Implementation
 from transom.registry.policy import Policy
+from transom.registry.registry import Registry
 from transom.registry.verdict import Verdict, judge, judge_by_card, unmet_requirements
-from transom.slots import SLOTS, BuildContext
+from transom.slots import SLOTS, ArchitectureRequest, BuildContext
 from transom.slots.norm import NormRequest
+from transom.transformer.parts import core_attention
+from transom.transformer.transformer_config import TransformerConfig
 
 NORM = SLOTS["norm"]
 CUDA = BuildContext(device="cuda", compute_capability=(8, 0))
@@ -222,6 +225,28 @@ def test_judge_compares_hardware(install, fields, context, reason, hint):
 def test_judge_refuses_what_is_not_declared(install, fields, context, features, reason):
     install(**fields)
     assert _judge(_request(context, features)) == (YES if reason is None else _no("features", reason))
+
+
+@pytest.mark.parametrize(
+    ("config", "hint"),
+    [
+        (
+            {"attention_dropout": 0.1},
+            "config.attention_dropout: 0.0 (it is 0.1), or an implementation that declares dropout",
+        ),
+        (
+            {"attention_dropout": 0.0, "window_size": (4, 0)},
+            "an implementation that declares window, which config.window_size asks for",
+        ),
+    ],
+)
+def test_judge_names_the_field_of_the_config_that_asks(install, make_card, site, config, hint):
+    card = make_card("core_attention.plain", features=["causal"])
+    site.install("acme-plain", {"core_attention": {"plain": "Fast"}}, card=card)
+    settings = TransformerConfig(num_layers=1, hidden_size=8, num_attention_heads=2, **config)
+    part = core_attention(ArchitectureRequest(context=BuildContext(), config=settings), 1)
+    verdict = judge_by_card(Registry().get("core_attention", "plain"), SLOTS["core_attention"], part.request, Policy())
+    assert (verdict.stage, verdict.hint) == ("features", hint)
 
 
 def test_judge_imports_only_what_all_data_allow(install):
