@@ -212,5 +212,5 @@ def _what(attempt: Attempt) -> str:
 
 
 def _passed_over(verdict: Verdict) -> str:
-    hint = f" To mend it: {verdict.hint}" if verdict.hint else ""
+    hint = f" Try: {verdict.hint.removeprefix('All: ')}" if verdict.hint else ""
     return f"{verdict.slot} {verdict.ref} is passed over ({verdict.stage}): {verdict.reason.rstrip('.')}.{hint}"

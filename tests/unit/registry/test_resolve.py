@@ -73,12 +73,12 @@ def test_resolve_logs_every_refusal_once(registry, caplog):
         for _ in range(3):
             _resolve(registry, "absent | cuda | bad | good")
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
-        ("INFO", "norm absent is passed over (missing): no norm is named 'absent'. To mend it: "
+        ("INFO", "norm absent is passed over (missing): no norm is named 'absent'. Try: "
                  "Core itself is not installed as a distribution here: pip install transom.   All: transom list norm"),
-        ("INFO", "norm acme-cuda/cuda is passed over (hardware): it runs on cuda, not on cpu. To mend it: "
+        ("INFO", "norm acme-cuda/cuda is passed over (hardware): it runs on cuda, not on cpu. Try: "
                  "build for cuda on a machine that has it, or name another implementation"),
         ("WARNING", "norm acme-bad/bad is passed over (broken): it cannot be imported: ModuleNotFoundError: "
-                    "No module named 'libacme_gone'. To mend it: see its traceback: transom doctor"),
+                    "No module named 'libacme_gone'. Try: see its traceback: transom doctor"),
     ]  # fmt: skip
 
 
