@@ -37,7 +37,7 @@ class Finding:
     def of(cls, problem: Problem) -> Finding:
         """Take over what the registry knows."""
         level: Literal["wrong", "note"] = "note" if problem.kind in _NOTES else "wrong"
-        return cls(level, problem.distribution, problem.where, problem.what, traceback=problem.traceback)
+        return cls(level, problem.distribution, problem.where, problem.what, problem.hint, problem.traceback)
 
     @property
     def is_wrong(self) -> bool:

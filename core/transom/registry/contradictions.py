@@ -33,7 +33,10 @@ def card_problems(implementations: Iterable[Implementation], slots: Mapping[str,
 def _problems(path: Path, owners: list[Implementation], slots: Mapping[str, Slot]) -> Iterator[Problem]:
     broken = next((owner for owner in owners if owner.card_error is not None), None)
     if broken is not None:
-        yield Problem("card", broken.distribution, str(path), str(broken.card_error).splitlines()[0])
+        error = broken.card_error
+        yield Problem(
+            "card", broken.distribution, str(path), str(error).splitlines()[0], hint=getattr(error, "hint", None)
+        )
         return
     card = read_card(path, distribution=owners[0].distribution)
     entries = {(owner.slot, owner.name): owner for owner in owners}

@@ -40,6 +40,7 @@ class Problem:
         where: the file, or the group and name, that is wrong.
         what: one sentence.
         traceback: of an import that failed.
+        hint: what to do about it.
     """
 
     kind: str
@@ -47,6 +48,7 @@ class Problem:
     where: str
     what: str
     traceback: str | None = None
+    hint: str | None = None
 
     def __str__(self) -> str:
         return f"{self.distribution}: {self.what} ({self.where})"

@@ -139,6 +139,13 @@ def test_what_an_import_changes_and_prints_is_wrong(install, session):
     assert prints.what == "importing acme_norm.parts prints 'hello'"
 
 
+def test_card_that_is_wrong_is_told_with_what_was_meant(install, session, make_card):
+    session()
+    card = make_card("norm.fast").rstrip() + '\nmode = ["infer"]\n'
+    (finding,) = (f for f in check_distribution("acme-norm", install(card=card)) if f.where.endswith("transom.toml"))
+    assert (finding.level, finding.hint) == ("wrong", "modes?")
+
+
 def test_distribution_without_a_card_is_told_what_to_write(install, session):
     session(Outcome(NORM, "ok"))
     (finding,) = check_distribution("acme-norm", install(card=None))
