@@ -157,8 +157,8 @@ def _check(spec: ModelSpec, shapes: Sequence[Shape], rounds: int) -> None:
         if not (rows >= 1 and 1 <= tokens <= longest):
             raise InputError(
                 f"a batch of {rows} x {tokens} tokens does not fit {spec.name}.",
-                hint=f"--shapes {max(rows, 1)}x{min(max(tokens, 1), longest)}: at least 1 row, and 1 to {longest} tokens "
-                "(its max_sequence_length)",
+                hint=f"--shapes {max(rows, 1)}x{min(max(tokens, 1), longest)}: at least 1 row, and 1 to {longest} "
+                "tokens (its max_sequence_length)",
                 shape=(rows, tokens),
             )
     if rounds < 1:
