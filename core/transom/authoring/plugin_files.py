@@ -57,8 +57,8 @@ STARTING_POINTS: Mapping[str, StartingPoint] = MappingProxyType(
                 "value_head_size",
                 "cross",
             ),
-            remark="`attention_dropout` is 0.1 unless a spec's config says otherwise, and this attention does not drop:\n"
-            "write `attention_dropout: 0.0` there, or it is refused in training.",
+            remark="`attention_dropout` is 0.1 unless a spec's config says otherwise, and this attention does not\n"
+            "drop: write `attention_dropout: 0.0` there, or it is refused in training.",
         ),
         "column_linear": StartingPoint("A column linear"),
         "row_linear": StartingPoint("A row linear"),
