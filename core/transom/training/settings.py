@@ -98,7 +98,8 @@ def beside_use(
 
 def _beside_use_of(own: ModelSpec, given: ModelSpec) -> ModelSpec:
     """Leave out of a spec's options what the run's own `use` left out of the run's."""
-    use = Assignments((slot, name) for slot, name in own.use.items() if given.use.get(slot) != name)
+    changed = {slot: name for slot, name in own.use.items() if given.use.get(slot) != name}
+    use = Assignments({k: name if isinstance(name, str) else " | ".join(name) for k, name in changed.items()})
     try:
         return given if given.options == own.options else beside_use(given, use, ParallelSizes())
     except TransomError:  # it is of another spec, which the comparison tells better
