@@ -32,10 +32,11 @@ $(BIN)/pip:
 demo: .venv/installed
 	$(BIN)/python examples/demo.py
 
-# The tests run in two processes, and their matrices are too small to gain from more threads.
+# The tests run in two processes, of which one takes over what the other has not begun; their matrices are too small to gain
+# from more threads.
 test: export OMP_NUM_THREADS = 1
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2 --cov --cov-report=
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=
 	$(BIN)/coverage report --skip-covered --include='*/transom/registry/*,*/transom/specs/*' --fail-under=90
 
 # The packages for GPUs are nobody's dependency: install into .venv those that are to be tried.
