@@ -110,7 +110,7 @@ def test_slot_of_a_third_party_is_filled_like_core_s(site, tiny):
         "mlp": {"moe": "MoE"},
     }
     site.install("acme-moe", points, card=_card(), code=CODE)
-    out = site.run(RUN.format(spec=tiny(use={"mlp": "moe"})))
+    out = site.run(RUN.format(spec=tiny(use={"mlp": "acme-moe/moe"})))
     assert out["listed"] == ["acme-moe/even", "acme-moe/loud", "acme-moe/top"]
     assert (out["slot"], out["path"], out["api"], out["experts"]) == (
         "weighs experts",

@@ -148,12 +148,12 @@ print(json.dumps([sorted(learns), sorted(replaced), all(p.requires_grad for p in
 
 
 @pytest.mark.parametrize(
-    ("page", "folder", "name"),
-    [("README.md", "acme-attn", "acme_attn"), ("docs/how-to/write-a-plugin.md", "acme-topk", "acme_topk")],
+    ("page", "folder", "name", "skipped"),
+    [("README.md", "acme-attn", "acme_attn", 3), ("docs/how-to/write-a-plugin.md", "acme-topk", "acme_topk", 0)],
     ids=["acme_attn", "acme_topk"],
 )
-def test_plugin_of_a_page_conforms(environment, written, page, folder, name):
+def test_plugin_of_a_page_conforms(environment, written, page, folder, name, skipped):
     environment.install(written(page) / folder)
     done = environment.transom("check", name, "--conformance")
     assert done.returncode == 0, done.stdout
-    assert ", 0 failed, 0 skipped." in done.stdout
+    assert f", 0 failed, {skipped} skipped." in done.stdout  # an attention may leave the reading of pages to others

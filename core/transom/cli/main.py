@@ -41,7 +41,7 @@ _PATIENCE = 10.0
 
 _VERBS: Mapping[str, str] = {
     "list": "List slots and the implementations that fill them.",
-    "show": "Show everything that is known about one implementation, hook or bundle.",
+    "show": "Show everything that is known about one implementation, hook or bundle, or a slot's contract.",
     "plan": "Show which implementation a spec gets at every place, and why.",
     "lock": "Write down what a spec gets at every place, for others to get the same.",
     "schema": "Print the JSON Schema of specs or of cards.",

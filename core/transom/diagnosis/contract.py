@@ -46,10 +46,18 @@ def _class_method(builder: Any, name: str) -> Iterator[str]:
     if not callable(method):
         yield f"has `{name}` of type {type(method).__name__}, which cannot be called"
         return
-    try:
-        inspect.signature(method).bind(object())
-    except (TypeError, ValueError):
+    if not _takes_a_request(method):
         yield f"has `{name}` that cannot be called with a request alone: it should be a class method"
+
+
+def _takes_a_request(method: Any) -> bool:
+    """Whether it can be called with a request, and options where it has a parameter of that name."""
+    try:
+        signature = inspect.signature(method)
+        signature.bind(*[object()] * (2 if "options" in signature.parameters else 1))
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _options(builder: Any, card: CardSection | None) -> Iterator[str]:

@@ -49,6 +49,8 @@ def parallel_cases(subject: Subject) -> Iterator[Case]:
 def _unavailable(subject: Subject) -> str | None:
     if subject.device != "cpu":
         return "the kit starts several processes on the CPU alone"
+    if "encoder_decoder" in subject.features:
+        return "the kit splits models that take tokens alone"
     return None if DTYPE in subject.dtypes else f"the kit compares processes in {DTYPE} alone"
 
 

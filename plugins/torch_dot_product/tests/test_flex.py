@@ -250,10 +250,10 @@ def test_supports_says_nothing_when_it_can_serve(context: dict[str, Any]) -> Non
     assert list(TorchFlexAttention.supports(ask(context=context))) == []
 
 
-def test_card_declares_all_but_dropout() -> None:
+def test_card_declares_all_but_dropout_and_shares_of_sequences() -> None:
     (listed,) = [i for i in transom.list_implementations("core_attention") if i.name == "torch_flex"]
     assert listed.card is not None
-    assert set(listed.card.features) == set(CORE_ATTENTION.features) - {"dropout"}
+    assert set(listed.card.features) == set(CORE_ATTENTION.features) - {"dropout", "context_parallel"}
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_a_still_smaller_llama_beats_a_bigram_model_within_seconds(tmp_path):
     data = transom.load_spec("tiny-llama").to_dict()
     data["config"] |= {"num_layers": 2, "hidden_size": 96, "ffn_hidden_size": 256, "num_attention_heads": 4}
     data["max_sequence_length"] = 64
-    data["train"] |= {"steps": 200, "batch_size": 16, "learning_rate": 0.01, "warmup_steps": 10, "checkpoint_every": 0}
+    data["train"] |= {"steps": 200, "batch_size": 16, "learning_rate": 0.003, "warmup_steps": 10, "checkpoint_every": 0}
     result = train(data, out=tmp_path / "run")
     assert 2.2 < result.bigram_loss < 2.6
     assert result.validation_loss < result.bigram_loss - 0.03
