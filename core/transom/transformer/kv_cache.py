@@ -374,9 +374,7 @@ class StaticKVCache(KVCache):
         widths = (head_size, head_size if value_head_size is None else value_head_size)
         # One slot more than the capacity: padding is written there, and never read.
         shape = (batch_size, capacity + 1, num_query_groups)
-        entries = [
-            SlotEntry(*(PlainMemory((*shape, width), dtype, device) for width in widths)) for _ in range(num_layers)
-        ]
+        entries = [SlotEntry(*(PlainMemory((*shape, w), dtype, device) for w in widths)) for _ in range(num_layers)]
         super().__init__(entries, batch_size=batch_size, capacity=capacity, device=device)
 
 
