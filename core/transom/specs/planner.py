@@ -267,6 +267,8 @@ class Planner:
         if use is None or use.layer == 0:
             return False
         rule = self._use.find(path, slot, accept=lambda each: each.layer == 0 and accept(each))
+        if rule is None and takes_options and slot != "model":  # they were meant for whoever is named
+            return False
         default = self.spec.model if slot == "model" else self.registry.slot(slot).default or SEPARATE
         own = parse_chain(default) if rule is None else rule.value
         if own[0] in names - {AUTO} or (takes_options and names & set(own)):
