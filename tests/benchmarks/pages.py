@@ -25,7 +25,8 @@ _COMPILED = """
 Tables of what is compiled also have the eager monolith, which the others are compared with.
 """
 _READ = """
-`weights read` is the bare sequence of matrix products that the new tokens need, and the limit of what can be reached.
+`weights read` is the bare sequence of matrix products that the new tokens need, by torch's library: the limit of who
+calls it. Products of a single row that are compiled may be faster than the library's.
 """
 
 PAGES: dict[str, tuple[str, str]] = {

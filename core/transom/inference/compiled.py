@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -11,8 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from transom.inference.settings import Compile
+from transom.inference.single_row import SingleRowProducts
 
-__all__ = ["Step", "compiled_step", "decode_step", "rounded_capacity", "write_step"]
+__all__ = [
+    "OF_ONE_ROW",
+    "Step",
+    "compiled_step",
+    "decode_step",
+    "rounded_capacity",
+    "write_step",
+]
 
 _LEAST = 64
 
@@ -34,11 +42,25 @@ def write_step(model: Any, ids: Tensor, positions: Tensor, keep: Tensor | None) 
     return logits[:, -1]
 
 
+def _decode_row(model: Any, ids: Tensor, positions: Tensor, keep: Tensor | None) -> Tensor:
+    with SingleRowProducts():
+        return decode_step(model, ids, positions, keep)
+
+
+def _write_row(model: Any, ids: Tensor, positions: Tensor, keep: Tensor | None) -> Tensor:
+    with SingleRowProducts():
+        return write_step(model, ids, positions, keep)
+
+
+OF_ONE_ROW: Mapping[Step, Step] = {decode_step: _decode_row, write_step: _write_row}
+"""The same for a batch of one row, where torch's own compiler makes loops for a CPU."""
+
+
 def compiled_step(step: Step, model: Any, compile: Compile, sizes: Hashable) -> Step:  # noqa: A002 - the word of torch
     """Return a step compiled for a model and sizes; the same one as long as the model lives.
 
     Args:
-        step: `decode_step` or `write_step`.
+        step: `decode_step` or `write_step`, or one of `OF_ONE_ROW`.
         model: what it is called with.
         compile: True, or a function that compiles.
         sizes: what decides on the graph, so that each function has one and never recompiles.

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from transom.errors import InputError
-from transom.inference.compiled import Step, compiled_step, decode_step, rounded_capacity, write_step
+from transom.inference.compiled import (
+    OF_ONE_ROW,
+    Step,
+    compiled_step,
+    decode_step,
+    rounded_capacity,
+    write_step,
+)
 from transom.inference.settings import Compile
 
 __all__ = ["CachingModel", "Decoding", "Run", "decoding", "is_encoder_decoder", "longest_sequence"]
@@ -269,7 +276,10 @@ class _EncoderDecoder:
 
 
 def _step_of(step: Step, model: nn.Module, run: Run, sizes: object, rows: int) -> Step:
-    return compiled_step(step, model, run.compile, (sizes, rows)) if run.compile else step
+    if not run.compile:
+        return step
+    is_row = rows == 1 and run.compile is True and _device(model).type == "cpu"
+    return compiled_step(OF_ONE_ROW[step] if is_row else step, model, run.compile, (sizes, rows))
 
 
 def _padded(sequences: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:

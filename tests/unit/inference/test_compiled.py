@@ -10,6 +10,7 @@ from functools import partial
 import pytest
 import torch
 import torch._dynamo
+import torch.nn.functional as F
 import transom
 from torch._dynamo.testing import CompileCounterWithBackend
 from transom.errors import CacheError, InputError
@@ -137,6 +138,23 @@ def test_true_compiles_the_whole_step(model, monkeypatch):
     monkeypatch.setattr(torch, "compile", compile_)
     generate(model, [PROMPT], GenerationSettings(max_new_tokens=3, compile=True))
     assert asked == [{"fullgraph": True, "dynamic": False}]
+
+
+@pytest.mark.parametrize(("rows", "products"), [(1, 0), (2, 9)])
+def test_true_reads_each_weight_once_for_a_single_row(spec, rows, products, monkeypatch):
+    linears = []
+
+    def backend(graph, inputs):
+        linears.append(sum(node.target is F.linear for node in graph.graph.nodes))
+        return graph
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    model = transom.build(spec, mode="infer", seed=0)
+    settings = GenerationSettings(greedy=True, max_new_tokens=9, compile=True)
+    compiled = generate(model, [PROMPT] * rows, settings)
+    plain = generate(model, [PROMPT] * rows, replace(settings, compile=False))
+    assert [row.tokens for row in compiled] == [row.tokens for row in plain]
+    assert linears == [products]  # of each graph: four in each of two layers, and the logits
 
 
 def test_caches_of_the_caller_are_checked_before_a_compiled_step(model):
