@@ -12,6 +12,7 @@ from typing import Any
 
 from transom.diagnosis.check import contract_findings, entries_of, import_findings, requirement_findings
 from transom.diagnosis.finding import Finding
+from transom.diagnosis.fork_server import ForkServer, fork_server
 from transom.diagnosis.probe import LIMIT, Outcome, Session, probe
 from transom.diagnosis.promises import Promise, promise
 from transom.errors import RegistryError, TransomError, UnknownImplementationError
@@ -99,9 +100,9 @@ def diagnose(registry: Registry, *, limit: float = LIMIT) -> Diagnosis:
     findings += _variable_findings(os.environ)
     findings += [Finding("note", "", "policy", line) for line in policy.idle(registry.index.distributions)]
     names = sorted(registry.index.distributions, key=lambda name: (name != "transom", name.lower()))
-    with ThreadPoolExecutor(_WORKERS) as pool:
-        here = pool.submit(probe, (), limit=limit, with_devices=True)
-        sessions = list(pool.map(lambda name: _probed(name, registry, policy, hooks, limit), names))
+    with fork_server() as server, ThreadPoolExecutor(_WORKERS) as pool:
+        here = pool.submit(probe, (), limit=limit, with_devices=True, server=server)
+        sessions = list(pool.map(lambda name: _probed(name, registry, policy, hooks, limit, server), names))
         machine = here.result()
     if machine.error is not None:
         findings.append(Finding("wrong", "", "torch", f"torch cannot be imported: {machine.error}"))
@@ -171,11 +172,13 @@ def _name_finding(slots: tuple[str, ...], name: str, registry: Registry, where: 
             yield Finding("wrong", "", where, error.what.rstrip("."), hint=error.hint)
 
 
-def _probed(name: str, registry: Registry, policy: Policy, hooks: tuple[Hook, ...], limit: float) -> Session:
+def _probed(
+    name: str, registry: Registry, policy: Policy, hooks: tuple[Hook, ...], limit: float, server: ForkServer | None
+) -> Session:
     if policy.refusal(name) is not None:
         return Session()
     entries = [entry for entry in entries_of(name, registry) if entry.group != BUNDLES]
-    return probe(entries, limit=limit, ask=[hook.ref for hook in hooks])
+    return probe(entries, limit=limit, ask=[hook.ref for hook in hooks], server=server)
 
 
 def _examined(

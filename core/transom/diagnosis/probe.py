@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from transom.diagnosis.fork_server import ForkServer
 from transom.registry.scan import Entry
 
 __all__ = ["LIMIT", "Outcome", "Session", "probe"]
@@ -79,6 +80,7 @@ def probe(
     with_state: bool = False,
     with_devices: bool = False,
     ask: Collection[str] = (),
+    server: ForkServer | None = None,
 ) -> Session:
     """Import entries one after another in another process; after one that ends it, the others go on in a new one.
 
@@ -88,13 +90,14 @@ def probe(
         with_state: look for changes of what all code shares, such as torch's default dtype.
         with_devices: ask torch for the devices too.
         ask: refs of hooks that are asked what is wrong (``transom_doctor``).
+        server: forks the processes; `None`, or where it cannot = each is started afresh, and imports torch itself.
     """
     outcomes: list[Outcome] = []
     machine: dict[str, Any] = {}
     settings = {"limit": limit, "with_state": with_state, "devices": with_devices, "ask": list(ask)}
     while len(outcomes) < len(entries) or (with_devices and not machine):
         pending = entries[len(outcomes) :]
-        facts, end, errors = _run(pending, settings)
+        facts, end, errors = _run(pending, settings, server)
         if not facts:
             return Session(tuple(outcomes), machine, f"{end}\n{errors}".strip())
         machine, told = machine or facts[0], facts[1:]
@@ -105,35 +108,48 @@ def probe(
     return Session(tuple(outcomes), machine)
 
 
-def _run(entries: Sequence[Entry], settings: dict[str, Any]) -> tuple[list[Any], str, str]:
+def _run(entries: Sequence[Entry], settings: dict[str, Any], server: ForkServer | None) -> tuple[list[Any], str, str]:
     """Run one process; give what it told, how it ended, and the end of what it wrote to stderr."""
     with tempfile.TemporaryDirectory(prefix="transom-") as folder:
         out, errors = Path(folder) / "outcomes", Path(folder) / "stderr"
         request = {**settings, "entries": [asdict(entry) for entry in entries], "out": str(out), "path": sys.path}
-        with errors.open("wb") as stderr:
-            end = _wait(request, stderr, _START + settings["limit"] * (len(entries) + 1))
+        end = _end(request, Path(folder), errors, server, _START + settings["limit"] * (len(entries) + 1))
         lines = out.read_text(encoding="utf-8").splitlines() if out.exists() else []
         text = errors.read_text(encoding="utf-8", errors="replace")
     return [json.loads(line) for line in lines], end, text
 
 
-def _wait(request: dict[str, Any], stderr: Any, limit: float) -> str:
+def _end(request: dict[str, Any], folder: Path, errors: Path, server: ForkServer | None, limit: float) -> str:
+    """Run one process and say how it ended."""
+    try:
+        code = None
+        if server is not None:
+            with errors.open("wb") as stderr:
+                code = server.run(request, folder, stderr.fileno(), limit)
+        if code is None:
+            Path(request["out"]).unlink(missing_ok=True)
+            with errors.open("wb") as stderr:
+                code = _start(request, stderr, limit)
+    except (subprocess.TimeoutExpired, TimeoutError):
+        return "it was stopped after the time limit"
+    return (
+        f"it ended the process with {signal.Signals(-code).name}" if code < 0 else f"it ended the process with {code}"
+    )
+
+
+def _start(request: dict[str, Any], stderr: Any, limit: float) -> int:
+    """Start a process; give its exit code."""
     command = [sys.executable, "-X", "faulthandler", "-c", _BOOT]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True
     )
     try:
         process.communicate(json.dumps(request).encode(), timeout=limit)
-    except subprocess.TimeoutExpired:
-        return "it was stopped after the time limit"
     except BrokenPipeError:  # it ended before it read what to do
         process.wait()
     finally:
         _kill(process)
-    code = process.returncode
-    return (
-        f"it ended the process with {signal.Signals(-code).name}" if code < 0 else f"it ended the process with {code}"
-    )
+    return process.returncode
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

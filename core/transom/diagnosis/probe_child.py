@@ -24,7 +24,7 @@ from transom.registry.registry import default_registry
 from transom.registry.scan import Entry
 from transom.specs.hooking import with_options
 
-__all__ = ["main"]
+__all__ = ["devices", "import_torch", "main"]
 
 SLOTS = "transom.slots"
 
@@ -43,7 +43,7 @@ def main(request: Mapping[str, Any]) -> None:
             out.flush()
 
         if request["with_state"]:
-            _import_torch()
+            import_torch(with_state=True)
         tell(devices() if request.get("devices") else {})
         for fields in request["entries"]:
             tell("started")
@@ -53,8 +53,16 @@ def main(request: Mapping[str, Any]) -> None:
             tell(outcome)
 
 
-def _import_torch() -> None:
-    """Import what plugins import of torch, so that what torch itself changes is nobody's fault."""
+def import_torch(*, with_state: bool) -> None:
+    """Import torch.
+
+    Args:
+        with_state: and all that plugins import of it, so that what torch itself changes is nobody's fault.
+    """
+    import torch
+
+    if not with_state:
+        return
     import torch._dynamo
     import torch._inductor.config
     import torch.distributed

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
+from contextlib import ExitStack
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from transom.diagnosis.fork_server import ForkServer, fork_server
 from transom.diagnosis.probe import Outcome, probe
 from transom.registry.registry import default_registry
 from transom.registry.scan import PREFIX, Entry
@@ -65,8 +68,16 @@ def _entries_of(implementation: Implementation) -> tuple[Entry, ...]:
 
 @lru_cache(maxsize=64)
 def _probed(entries: tuple[Entry, ...], path: tuple[str, ...]) -> tuple[Outcome, ...]:
-    """Import entries one after another in a fresh process that has this search path."""
-    session = probe(entries, limit=_LIMIT, with_state=True)
+    """Import entries one after another in a process of their own that has this search path."""
+    session = probe(entries, limit=_LIMIT, with_state=True, server=_server())
     if session.error is not None:
         raise ConformanceError(f"nothing of {entries[0].distribution} can be imported: {session.error}")
     return session.outcomes
+
+
+@lru_cache(maxsize=1)
+def _server() -> ForkServer | None:
+    """Give the server of this process; it is ended with it."""
+    context = ExitStack()
+    atexit.register(context.close)
+    return context.enter_context(fork_server(with_state=True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 from transom.diagnosis import doctor
 from transom.diagnosis.doctor import diagnose
@@ -18,7 +20,7 @@ def probed(monkeypatch):
     """Stand in for imports: what fails is told here by name; give the refs that were imported and asked."""
     seen: dict[str, set[str]] = {"imported": set(), "asked": set(), "failing": set()}
 
-    def probe(entries, *, limit, with_devices=False, ask=()):
+    def probe(entries, *, limit, with_devices=False, ask=(), server):
         seen["imported"] |= {entry.name for entry in entries}
         seen["asked"] |= set(ask)
         outcomes = [
@@ -30,6 +32,7 @@ def probed(monkeypatch):
         return Session(tuple(outcomes), MACHINE if with_devices else {})
 
     monkeypatch.setattr(doctor, "probe", probe)
+    monkeypatch.setattr(doctor, "fork_server", nullcontext)
     return seen
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from transom.diagnosis import probe as probing
+from transom.diagnosis.fork_server import ForkServer
 from transom.diagnosis.probe import probe
 from transom.registry.scan import scan
 
@@ -24,6 +25,16 @@ def entries(site):
     return make
 
 
+@pytest.fixture(scope="module", params=["started", "forked"])
+def server(request):
+    """What forks the processes; nothing where each is started afresh."""
+    if request.param == "started":
+        yield None
+        return
+    with ForkServer() as server:
+        yield server
+
+
 @pytest.mark.parametrize(
     ("second", "status", "what"),
     [
@@ -35,15 +46,15 @@ def entries(site):
     ],
     ids=["ok", "failed", "exit", "killed", "hung"],
 )
-def test_probe_goes_on_after_one_that_fails(entries, second, status, what):
-    session = probe(entries(second), limit=3)
+def test_probe_goes_on_after_one_that_fails(entries, second, status, what, server):
+    session = probe(entries(second), limit=3, server=server)
     assert [outcome.status for outcome in session.outcomes] == ["ok", status, "ok"]
     assert [outcome.entry.name for outcome in session.outcomes] == ["a", "b", "c"]
     assert (session.outcomes[1].what, session.error) == (what, None)
 
 
-def test_probe_keeps_what_an_import_prints_and_how_long_it_takes(entries):
-    session = probe(entries(FAST + "import time\nprint('hello')\ntime.sleep(0.2)"))
+def test_probe_keeps_what_an_import_prints_and_how_long_it_takes(entries, server):
+    session = probe(entries(FAST + "import time\nprint('hello')\ntime.sleep(0.2)"), server=server)
     assert session.outcomes[1].printed == "hello\n"
     assert session.outcomes[1].seconds >= 0.2
     assert session.outcomes[0].printed == ""
