@@ -308,18 +308,19 @@ class _Builder:
         self.node = node
         self.making = making
         self.build: Any = node.resolution.chosen.load()
-        self.signature = _signature(node.slot)
+        self.slot = default_registry().slot(node.slot)
+        self.parameters = _parameters(self.slot.builder)
         self.bound: dict[str, Any] = {}
-        if "submodules" in self.signature.parameters:
+        if "submodules" in self.parameters:
             self.bound["submodules"] = self._submodules()
-        if "request" in self.signature.parameters:
+        if "request" in self.parameters:
             self.bound["request"] = node.request
         if node.options is not None:
             self.bound["options"] = node.options
 
     def __call__(self, *args: Any, **kwargs: Any) -> nn.Module:
         self._check_as_planned(args, kwargs)
-        if not default_registry().slot(self.node.slot).shared:
+        if not self.slot.shared:
             return self._make(args, kwargs)
         key = (self.node.slot, self.node.resolution.chosen.ref, self.node.request)
         shared = self.making.shared
@@ -341,7 +342,8 @@ class _Builder:
             )
         if self.node.slot == "norm" and self.making.sequence_parallel:
             mark_partial_gradients(module)
-        move_names(module, dict(self._moved()))
+        if self.node.parts:
+            move_names(module, dict(self._moved()))
         keep_state_canonical(module)
         return self.making.shared_out(self.making.hooked(module, self.node), self.node)
 
@@ -367,13 +369,13 @@ class _Builder:
             return IdentityOp  # the module there does what this one would
         builder = _Builder(node, self.making)
         # A late module is none of this build: its parent keeps what makes it, without what belongs to the build.
-        return partial(builder.build, **builder.bound) if default_registry().slot(node.slot).late else builder
+        return partial(builder.build, **builder.bound) if builder.slot.late else builder
 
     def _check_as_planned(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = self.signature.bind_partial(None, *args, **kwargs).arguments
-        for name in _request_fields(self.node.request) & given.keys():
+        given = dict(zip(self.parameters, args, strict=False)) | kwargs
+        for name in _planned(type(self.node.request)):
             planned = getattr(self.node.request, name)
-            if given[name] != planned:
+            if given.get(name, planned) != planned:
                 raise BuildError(
                     f"{self.node.path} was planned with {name}={planned} and is being built with {given[name]}.",
                     hint="the implementation above it must ask in parts() for what it builds",
@@ -386,10 +388,13 @@ class _Builder:
         return f"{path}, {self.node.slot} {chosen.label}"
 
 
-def _request_fields(request: Request) -> frozenset[str]:
+@cache
+def _planned(request: type[Request]) -> frozenset[str]:
+    """Name what a request says that its parent says again when it builds."""
     return frozenset(f.name for f in dataclasses.fields(request)) - {"context", "config", "features", "masks"}
 
 
 @cache
-def _signature(slot: str) -> inspect.Signature:
-    return inspect.signature(default_registry().slot(slot).builder.__call__)
+def _parameters(builder: type) -> tuple[str, ...]:
+    """Name what callers pass to the builders of a slot, in order."""
+    return tuple(inspect.signature(builder.__call__).parameters)[1:]

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import pickle
+import sys
+from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType
 
 import pytest
 import torch
@@ -198,3 +202,20 @@ def test_plan_refuses_who_does_not_declare_shares_of_sequences(use, slot):
     with pytest.raises(ResolutionError, match="its card does not declare context_parallel") as caught:
         plan(SHARED, use=use)
     assert caught.value.slot == slot
+
+
+def test_build_makes_few_calls_beside_the_modules():
+    made = plan("tiny-llama")
+    transom.build(made, device="meta")
+    called: Counter[CodeType] = Counter()
+    sys.setprofile(lambda frame, event, _: called.update([frame.f_code] if event == "call" else ()))
+    try:
+        transom.build(made, device="meta")
+    finally:
+        sys.setprofile(None)
+    nodes = sum(1 for _ in made.nodes())
+    own = sum(n for code, n in called.items() if Path(code.co_filename).name in ("composition.py", "module_layout.py"))
+    # A builder is made and called: it compares, makes, keeps states canonical, and asks hooks and the ranks.
+    assert own <= 10 * nodes
+    # No module is asked whether it satisfies a Protocol, and no arguments are bound to a signature.
+    assert not {"_ProtocolMeta.__instancecheck__", "Signature._bind"} & {code.co_qualname for code in called}

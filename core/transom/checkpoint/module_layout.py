@@ -104,7 +104,9 @@ def _layouts(module: nn.Module) -> list[LayoutMap]:
     """Give a module's own maps, the outermost first: that of names that it moves, and what its method says."""
     moved = moved_names(module)
     layouts = [LayoutMap([Rule(own, name) for own, name in moved.items()])] if moved else []
-    return [*layouts, module.layout_map()] if isinstance(module, HasLayoutMap) else layouts
+    # Most classes have none, and a look at the class is quicker than asking whether an instance is of a Protocol.
+    has_own = hasattr(type(module), "layout_map") and isinstance(module, HasLayoutMap)
+    return [*layouts, module.layout_map()] if has_own else layouts
 
 
 def _replace(state: dict[str, Any], prefix: str, turn: Any) -> None:

@@ -142,6 +142,8 @@ class Implementation:
             PluginImportError: when the import failed, or what was imported does not fit the slot.
         """
         builder = self.load()
+        if self.__dict__.get("_fits") is slot:  # neither changes, and a plan asks for each of its places
+            return builder
         complaints = (*builder_mismatches(builder, slot.builder, slot.interfaces), *submodules_complaints(builder))
         if complaints:
             raise PluginImportError(
@@ -152,6 +154,7 @@ class Implementation:
                 reason=f"its builder {'; '.join(complaints)}",
                 traceback=None,
             )
+        self.__dict__["_fits"] = slot
         return builder
 
 

@@ -60,7 +60,8 @@ class Policy:
             PolicyError: when a variable is nonsense.
             UserConfigError: when the file is.
         """
-        told, settings, file = cls.from_environment(), user_config().policy, config_file()
+        told, settings = cls.from_environment(), user_config().policy
+        file = config_file() if settings.allow or settings.deny else None
         return cls(
             allow=told.allow or settings.allow,
             deny=told.deny or settings.deny,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 __all__ = ["declared_parts", "submodules_complaints", "unreceived"]
@@ -55,9 +56,14 @@ def declared_parts(builder: Any, request: Any, options: Any = None) -> Mapping[s
     declare = getattr(builder, "parts", None)
     if declare is None:
         return {}
-    takes_options = "options" in inspect.signature(declare).parameters
+    takes_options = _takes_options(getattr(declare, "__func__", declare))
     found: Mapping[str, Any] = declare(request, options=options) if takes_options else declare(request)
     return found
+
+
+@lru_cache(maxsize=256)
+def _takes_options(declare: Callable[..., Any]) -> bool:
+    return "options" in inspect.signature(declare).parameters
 
 
 def unreceived(builder: Any, names: Iterable[str]) -> tuple[str, ...]:

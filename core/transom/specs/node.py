@@ -59,9 +59,12 @@ class Node:
 
     def nodes(self) -> Iterator[Node]:
         """This node and all below it, the outer first."""
-        yield self
-        for child in self.children():
-            yield from child.nodes()
+        waiting = [self]
+        while waiting:
+            node = waiting.pop()
+            yield node
+            if node.parts:
+                waiting += reversed(list(node.children()))
 
     def children(self) -> Iterator[Node]:
         """The nodes directly below this one."""

@@ -137,7 +137,9 @@ class Planner:
                 passed_over = error.resolution.refused
         asked, asked_by = self._asked(path, part.slot)
         found = self._resolution(path, part, asked, asked_by)
-        return part, replace(found, verdicts=(*passed_over, *found.verdicts)), asked_by
+        if passed_over:
+            found = replace(found, verdicts=(*passed_over, *found.verdicts))
+        return part, found, asked_by
 
     def _asked(self, path: str, slot: str) -> tuple[tuple[str, ...], str]:
         rule = self._use.find(path, slot, accept=self._norms.is_of_one_place)
@@ -185,8 +187,9 @@ class Planner:
 
     def _resolve(self, part: Part, names: tuple[str, ...], asked_by: str, *, last_resort: bool = False) -> Resolution:
         key = (part.slot, names, part.request)
-        if key not in self._known:
-            self._known[key] = resolve(
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = resolve(
                 part.slot,
                 names,
                 part.request,
@@ -195,7 +198,7 @@ class Planner:
                 policy=self._policy,
                 goes_on=last_resort,
             )
-        return self._known[key]
+        return found
 
     def _parts(
         self, path: str, chosen: Implementation, request: Request, options: Any, norm: NormPlace | None
@@ -206,7 +209,9 @@ class Planner:
         except Exception as error:
             error.add_note(f"while asking {chosen.slot} {chosen.label}, at {path or 'the model'}, for its parts")
             raise
-        lost = unreceived(builder, declared) if declared else ()
+        if not declared:
+            return {}
+        lost = unreceived(builder, declared)
         if lost:
             raise BuildError(
                 f"{path or 'the model'}, {chosen.slot} {chosen.label}: `parts` asks for {', '.join(lost)}, for which "
@@ -232,6 +237,8 @@ class Planner:
         return {name: found[name] for name in declared}
 
     def _typed_options(self, path: str, slot: str, builder: Any, resolution: Resolution) -> Any:
+        if not self._options.rules:
+            return None
         chosen, declared = resolution.chosen, getattr(builder, "Options", None)
         ref = chosen.ref
         asked = {*resolution.asked, *(name.rpartition("/")[2] for name in resolution.asked)}

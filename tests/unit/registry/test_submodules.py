@@ -66,3 +66,22 @@ def test_declared_parts_are_asked_for_with_options_where_they_are_taken():
     assert declared_parts(Plain, 1, 2) == {"asked": (1,)}
     assert declared_parts(Optional, 1, 2) == {"asked": (1, 2)}
     assert declared_parts(Optional, 1) == {"asked": (1, None)}
+
+
+class WithOptions:
+    @classmethod
+    def parts(cls, request, options=None):
+        return {"asked": (cls, request, options)}
+
+
+class Inheriting(WithOptions):
+    @classmethod
+    def parts(cls, request):
+        return super().parts(request)
+
+
+def test_declared_parts_hands_options_to_who_takes_them():
+    for _ in range(2):
+        assert declared_parts(WithOptions, "request", 3) == {"asked": (WithOptions, "request", 3)}
+        assert declared_parts(Inheriting, "request", 3) == {"asked": (Inheriting, "request", None)}
+        assert declared_parts(OnlySubmodules, "request", 3) == {}

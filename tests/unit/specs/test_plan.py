@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import pickle
 from dataclasses import make_dataclass
@@ -346,3 +347,11 @@ def test_plan_refuses_more_layers_than_memory_may_hold(fakes, make_spec):
     error = caught.value
     assert error.what == "num_layers is 10001; at most 10000 layers are planned."
     assert (error.path, error.field, error.value) == ("config.num_layers", "num_layers", 10_001)
+
+
+def test_plan_reads_no_signature_that_it_has_read_before(monkeypatch):
+    first = plan("tiny-llama")
+    read = []
+    monkeypatch.setattr(inspect, "signature", read.append)
+    assert plan("tiny-llama").fingerprint == first.fingerprint
+    assert read == []
