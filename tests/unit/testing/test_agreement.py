@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from transom import LayoutMap
 from transom.checkpoint.layout_map import Rule
 from transom.checkpoint.layout_operations import Concat
 from transom.slots.norm import NormRequest
-from transom.testing import ConformanceError
+from transom.testing import CaseSkipped, ConformanceError
 from transom.testing.agreement import (
     Agreement,
     agreement_cases,
@@ -19,6 +20,8 @@ from transom.testing.agreement import (
     shake_parameters,
 )
 from transom.testing.subject import Subject
+
+from .conftest import NORM
 
 
 class Scale(nn.Module):
@@ -160,3 +163,42 @@ def test_filling_leaves_no_parameter_as_it_was(fill):
     before = [parameter.detach().clone() for parameter in module.parameters()]
     fill(module)
     assert all(bool((parameter != old).all()) for parameter, old in zip(module.parameters(), before, strict=True))
+
+
+REFUSING = """
+    @classmethod
+    def supports(cls, request):
+        if {condition}:
+            yield "{reason}"
+"""
+
+
+def _declared(norm, condition: str, reason: str, **fields):
+    """The case that a norm serves RMSNorm, of one whose supports() refuses."""
+    code = NORM + REFUSING.format(condition=condition, reason=reason)
+    subject = Subject(norm("Slow", code=code, **fields))
+    agreement = _agreement(features=frozenset({"rmsnorm"}))
+    (case,) = (each for each in agreement_cases(subject, (agreement,)) if each.area == "declared")
+    return case
+
+
+def test_agreement_cases_show_a_false_claim_when_all_that_is_needed_is_here(norm):
+    case = _declared(norm, "request.features", "no kernel", requires=["torch>=2"])
+    said = "its card declares rmsnorm, and it refuses every request for it: scale: no kernel"
+    with pytest.raises(ConformanceError, match=f"^{said}(\n|$)"):
+        case.run()
+
+
+@pytest.mark.parametrize(
+    ("condition", "reason", "requires", "said"),
+    [
+        ("False", "", ["no-such-kernels>=2"], "it requires no-such-kernels>=2, which is not installed"),
+        ("request.features", "the other has it", ["torch>=2 | no-such-kernels>=2"], "the other has it"),
+        ("True", "libacme.so is missing", ["torch>=2"], "libacme.so is missing"),
+    ],
+)
+def test_agreement_cases_leave_a_claim_open_when_what_is_needed_may_be_missing(norm, condition, reason, requires, said):
+    case = _declared(norm, condition, reason, requires=requires)
+    claim = "its card declares rmsnorm, and it refuses every request for it: scale: "
+    with pytest.raises(CaseSkipped, match=f"^{re.escape(claim + said)}"):
+        case.run()
