@@ -199,7 +199,7 @@ def _check_served(subject: Subject, feature: str, tried: tuple[Agreement, ...]) 
 
 
 def _may_lack_what_it_needs(subject: Subject) -> bool:
-    """Whether a package or a device that fits may be all that is missing here: nothing then shows what a card claims."""
+    """Whether a package, or a device that fits, may be all that is missing: nothing then disproves what a card says."""
     requires = subject.card.requires
     if any(unmet_requirements((each,)) for requirement in requires for each in alternatives(requirement)):
         return True
