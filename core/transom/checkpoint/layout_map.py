@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, final
 
-from transom.checkpoint.layout_operations import Add, Operation
+from transom.checkpoint.layout_operations import Add, Fills, Operation
 from transom.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["LayoutMap", "Rule"]
+__all__ = ["LayoutMap", "Rule", "fill"]
 
 Step = Callable[[Sequence["Tensor"]], list["Tensor"]]
 _NUMBER = re.compile(r"\{(\w+)\}")
@@ -64,6 +65,14 @@ class Rule:
     def backward(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Turn the tensors of ``here`` into those of ``there``."""
         return self._run(self.here, self.there, [op.backward for op in reversed(self.operations)], tensors)
+
+    def fill(self, place: Tensor, tensors: Sequence[Tensor]) -> None:
+        """Put the one tensor that `forward` makes where it belongs, without memory for it where its last step can."""
+        *before, last = self.operations or (None,)
+        if isinstance(last, Fills):
+            self._run(self.there, self.here, [*(each.forward for each in before), partial(last.fill, place)], tensors)
+        else:
+            place.copy_(*self.forward(tensors))
 
     @staticmethod
     def _run(
@@ -129,11 +138,12 @@ class LayoutMap:
         Raises:
             CheckpointError: when looked up: shapes do not allow it.
         """
-        return _Turned(tensors, [(rule.there, rule.here, rule.forward) for rule in self.expanded()])
+        rules = self.expanded()
+        return _Turned(tensors, [_Move(rule.there, rule.here, rule.forward, rule.fill) for rule in rules])
 
     def backward(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Bring tensors out of the canonical layout: `forward` the other way round."""
-        return _Turned(tensors, [(rule.here, rule.there, rule.backward) for rule in self.expanded()])
+        return _Turned(tensors, [_Move(rule.here, rule.there, rule.backward) for rule in self.expanded()])
 
     def prefixed(self, there: str = "", here: str | None = None) -> LayoutMap:
         """Return the map with something before every name: ``here`` before the canonical ones, `None` = the same."""
@@ -158,7 +168,41 @@ class LayoutMap:
             yield from rule.expanded(self.numbers)
 
 
-_Move = tuple[tuple[str, ...], tuple[str, ...], Step]
+def fill(place: Tensor, tensors: Mapping[str, Tensor], name: str) -> None:
+    """Copy a tensor to where it belongs; of what a `LayoutMap` turned, each byte once where operations allow it.
+
+    Args:
+        place: of its shape; it keeps its dtype and device.
+        tensors: by name.
+        name: of the tensor.
+
+    Raises:
+        CheckpointError: as when the name is looked up.
+
+    Example:
+        >>> import torch
+        >>> from transom.checkpoint.layout_operations import Concat
+        >>> layout = LayoutMap([Rule(("gate.weight", "up.weight"), "linear_fc1.weight", Concat(2))])
+        >>> place = torch.empty(2, 1)
+        >>> canonical = layout.forward({"gate.weight": torch.zeros(1, 1), "up.weight": torch.ones(1, 1)})
+        >>> fill(place, canonical, "linear_fc1.weight")
+        >>> place.tolist()
+        [[0.0], [1.0]]
+    """
+    if isinstance(tensors, _Turned):
+        tensors.fill(place, name)
+    else:
+        place.copy_(tensors[name])
+
+
+@dataclass(frozen=True)
+class _Move:
+    """A rule in one direction: what it takes, what it makes, and how; or how it fills the place of what it makes."""
+
+    given: tuple[str, ...]
+    wanted: tuple[str, ...]
+    run: Step
+    fill: Callable[[Tensor, Sequence[Tensor]], None] | None = None
 
 
 class _Turned(Mapping[str, "Tensor"]):
@@ -166,9 +210,9 @@ class _Turned(Mapping[str, "Tensor"]):
 
     def __init__(self, source: Mapping[str, Tensor], moves: Sequence[_Move]) -> None:
         self._source = source
-        possible = [move for move in moves if all(name in source for name in move[0])]
-        self._moves = {name: move for move in possible for name in move[1]}
-        used = {name for move in possible for name in move[0]}
+        possible = [move for move in moves if all(name in source for name in move.given)]
+        self._moves = {name: move for move in possible for name in move.wanted}
+        used = {name for move in possible for name in move.given}
         as_they_are = (name for name in source if name not in used and name not in self._moves)
         self._names = dict.fromkeys([*self._moves, *as_they_are])
         self._last: tuple[_Move, dict[str, Tensor]] | None = None
@@ -178,11 +222,20 @@ class _Turned(Mapping[str, "Tensor"]):
         if move is None:
             return self._source[name]
         if self._last is None or self._last[0] is not move:
-            given, wanted, run = move
             self._last = None  # before more memory is asked for
-            made = run([self._source[each] for each in given])
-            self._last = (move, dict(zip(wanted, made, strict=True)))
+            made = move.run([self._source[each] for each in move.given])
+            self._last = (move, dict(zip(move.wanted, made, strict=True)))
         return self._last[1][name]
+
+    def fill(self, place: Tensor, name: str) -> None:
+        """Copy a tensor to its place, by the rule itself where that makes this one alone."""
+        move = self._moves.get(name)
+        if move is None:
+            fill(place, self._source, name)
+        elif move.fill is not None and len(move.wanted) == 1:
+            move.fill(place, [self._source[each] for each in move.given])
+        else:
+            place.copy_(self[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -8,12 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, final
+from typing import TYPE_CHECKING, Protocol, final, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Add", "Concat", "Interleave", "Operation", "Reverse", "RotaryPermute", "Split", "Stack", "Transpose"]
+__all__ = [
+    "Add",
+    "Concat",
+    "Fills",
+    "Interleave",
+    "Operation",
+    "Reverse",
+    "RotaryPermute",
+    "Split",
+    "Stack",
+    "Transpose",
+]
 
 
 class Operation(Protocol):
@@ -25,6 +36,15 @@ class Operation(Protocol):
 
     def backward(self, tensors: Sequence[Tensor], /) -> list[Tensor]:
         """Undo `forward`."""
+        ...
+
+
+@runtime_checkable
+class Fills(Protocol):
+    """An operation that can write the one tensor it makes where that belongs, which takes no memory in between."""
+
+    def fill(self, place: Tensor, tensors: Sequence[Tensor], /) -> list[Tensor]:
+        """Do as ``[place.copy_(forward(tensors)[0])]`` does."""
         ...
 
 
@@ -54,6 +74,11 @@ class Concat:
         _expect(len(tensors), self.parts if isinstance(self.parts, int) else len(self.parts))
         return [torch.cat(list(tensors), self.dim)]
 
+    def fill(self, place: Tensor, tensors: Sequence[Tensor], /) -> list[Tensor]:
+        """Copy each part into its rows of a place."""
+        _copy(self.backward([place]), tensors)
+        return [place]
+
     def backward(self, tensors: Sequence[Tensor], /) -> list[Tensor]:
         """Give views of the parts."""
         import torch
@@ -81,6 +106,11 @@ class Stack:
 
         _expect(len(tensors), self.count)
         return [torch.stack(list(tensors), self.dim)]
+
+    def fill(self, place: Tensor, tensors: Sequence[Tensor], /) -> list[Tensor]:
+        """Copy each tensor into its slice of a place."""
+        _copy(self.backward([place]), tensors)
+        return [place]
 
     def backward(self, tensors: Sequence[Tensor], /) -> list[Tensor]:
         """Give views of each."""
@@ -119,13 +149,23 @@ class Interleave:
 
     def backward(self, tensors: Sequence[Tensor], /) -> list[Tensor]:
         """Take them apart."""
+        (whole,) = tensors
+        return [part.flatten(0, 1) for part in self._parts(whole)]
+
+    def fill(self, place: Tensor, tensors: Sequence[Tensor], /) -> list[Tensor]:
+        """Copy the rows of each tensor to where they lie in the groups of a place."""
+        parts = self._parts(place)
+        _expect(len(tensors), len(parts))
+        _copy(parts, [tensor.reshape(part.shape) for tensor, part in zip(tensors, parts, strict=True)])
+        return [place]
+
+    def _parts(self, whole: Tensor) -> list[Tensor]:
+        """Give views of each tensor's rows: ``[g, rows in a group, ...]``."""
         import torch
 
-        (whole,) = tensors
-        grouped = whole.reshape(self.groups, -1, *whole.shape[1:])  # [g, rows of a group, ...]
+        grouped = whole.reshape(self.groups, -1, *whole.shape[1:])
         unit = _divided(grouped.shape[1], sum(self.shares))
-        parts = torch.split(grouped, [unit * share for share in self.shares], dim=1)
-        return [part.flatten(0, 1) for part in parts]
+        return list(torch.split(grouped, [unit * share for share in self.shares], dim=1))
 
 
 @final
@@ -250,6 +290,14 @@ def Split(parts: int | tuple[int, ...], dim: int = 0) -> Reverse:  # noqa: N802 
     return Reverse(Concat(parts, dim))
 
 
+def _copy(places: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+    _expect(len(tensors), len(places))
+    for place, tensor in zip(places, tensors, strict=True):
+        if place.shape != tensor.shape:
+            raise ValueError(f"{list(tensor.shape)} does not fill a place of {list(place.shape)}")
+        place.copy_(tensor)
+
+
 def _sizes(length: int, parts: int | tuple[int, ...]) -> list[int]:
     return [_divided(length, parts)] * parts if isinstance(parts, int) else list(parts)
 
@@ -275,3 +323,4 @@ if TYPE_CHECKING:
         Add(1),
         Split(2),
     ]
+    _fillers: list[Fills] = [Concat(2), Stack(2), Interleave(1, (1, 1))]

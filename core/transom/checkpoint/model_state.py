@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from transom.checkpoint.layout_map import LayoutMap
+from transom.checkpoint.layout_map import LayoutMap, fill
 from transom.checkpoint.module_layout import from_canonical, own_tensors, to_canonical
 from transom.checkpoint.weight_files import NamedWeights
 from transom.errors import CheckpointError
 
 __all__ = [
+    "Placement",
     "differences",
     "fitted",
     "mismatch",
@@ -22,6 +24,21 @@ __all__ = [
     "tensors_to_put",
     "weights_to_put",
 ]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One of a model's tensors, and what belongs there.
+
+    Args:
+        place: the model's tensor.
+        tensors: where its contents are looked up when it is its turn.
+        name: under which they are found there.
+    """
+
+    place: Tensor
+    tensors: Mapping[str, Tensor]
+    name: str
 
 
 def model_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -48,7 +65,7 @@ def model_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def weights_to_put(
     model: nn.Module, stored: Mapping[str, Tensor], tied: Mapping[str, str], *, source: str
-) -> Iterable[tuple[Tensor, Tensor]]:
+) -> Iterable[Placement]:
     """Match stored tensors with those of a model, completely or not at all.
 
     Args:
@@ -58,7 +75,7 @@ def weights_to_put(
         source: where they come from, for the error.
 
     Returns:
-        pairs of the model's tensor and what belongs there, for `put_tensors`.
+        each of the model's tensors with what belongs there, for `put_tensors`.
 
     Raises:
         CheckpointError: tensors are missing, left over or of another shape or kind; it lists them all.
@@ -130,7 +147,7 @@ def fitted(
     return layout.forward(weights)
 
 
-def tensors_to_put(model: nn.Module, canonical: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+def tensors_to_put(model: nn.Module, canonical: Mapping[str, Tensor]) -> Iterator[Placement]:
     """Give each of a model's tensors, once, and what belongs there, which is looked up when it is its turn.
 
     Args:
@@ -138,20 +155,20 @@ def tensors_to_put(model: nn.Module, canonical: Mapping[str, Tensor]) -> Iterato
         canonical: a tensor that fits for every canonical name of the model.
 
     Returns:
-        pairs for `put_tensors`.
+        them, for `put_tensors`.
     """
     fitting = from_canonical(model, canonical)
     once: dict[tuple[object, ...], tuple[str, Tensor]] = {}
     for name, tensor in own_tensors(model).items():
         once.setdefault(_identity(name, tensor), (name, tensor))
-    return ((tensor, fitting[name]) for name, tensor in once.values())
+    return (Placement(tensor, fitting, name) for name, tensor in once.values())
 
 
-def put_tensors(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Copy each pair's second tensor into its first."""
+def put_tensors(placements: Iterable[Placement]) -> None:
+    """Copy what belongs to each of a model's tensors into it, without memory in between where layouts allow it."""
     with torch.no_grad():
-        for place, value in pairs:
-            place.copy_(value)
+        for each in placements:
+            fill(each.place, each.tensors, each.name)
 
 
 def mismatch(

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.optim import Optimizer
 
-from transom.checkpoint.model_state import model_outlines, model_tensors, put_tensors, weights_to_put
+from transom.checkpoint.model_state import Placement, model_outlines, model_tensors, put_tensors, weights_to_put
 from transom.checkpoint.module_layout import HasLayoutMap
 from transom.checkpoint.optimizer_state import state_to_put
 from transom.distributed.pieces import Piece, PieceLoader
@@ -68,7 +68,7 @@ def load_whole_training(source: Path, model: nn.Module, optimizer: Optimizer) ->
     optimizer.state.update(state)
 
 
-def _weights(whole: _Whole, model: nn.Module) -> Iterable[tuple[Tensor, Tensor]]:
+def _weights(whole: _Whole, model: nn.Module) -> Iterable[Placement]:
     _, tied = model_tensors(model)
     stored = whole.read(whole.names() & model_outlines(model).keys())
     # Of a parameter with several names, ranks save it under one.

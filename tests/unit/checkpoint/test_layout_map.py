@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import pytest
 import torch
 from torch import Tensor
-from transom.checkpoint.layout_map import LayoutMap, Rule
+from transom.checkpoint.layout_map import LayoutMap, Rule, fill
 from transom.checkpoint.layout_operations import Add, Concat, Interleave, Reverse, Split, Stack, Transpose
 from transom.errors import CheckpointError
 
@@ -130,3 +130,24 @@ def test_map_says_when_operations_give_another_number_of_tensors() -> None:
     found = LayoutMap([Rule("whole", ["a", "b", "c"], Split(2))]).forward({"whole": torch.ones(4)})
     with pytest.raises(CheckpointError, match="2 tensors come out, and 3 are named"):
         found["a"]
+
+
+@pytest.mark.parametrize("turn", [lambda tensors: tensors, lambda tensors: LayoutMap([]).forward(tensors)])
+def test_fill_puts_what_a_lookup_gives_into_any_place(turn) -> None:
+    layout, given = LayoutMap(RULES, {"layer": 2}), theirs()
+    forward = layout.forward(given)
+    backward = layout.backward({name: forward[name] for name in forward})
+    for turned in (given, forward, backward):
+        for name in turned:
+            place = torch.zeros_like(turned[name], dtype=torch.float64)
+            fill(place, turn(turned), name)
+            assert torch.equal(place, turned[name].double())
+
+
+def test_fill_refuses_parts_that_do_not_fill_their_place() -> None:
+    layout = LayoutMap([Rule(["a", "b"], "ab", Concat(2))])
+    wrong = "ab cannot be made of a [1, 2], b [3, 2]: [1, 2] does not fill a place of [2, 2]."
+    with pytest.raises(CheckpointError) as caught:
+        fill(torch.zeros(4, 2), layout.forward({"a": torch.ones(1, 2), "b": torch.ones(3, 2)}), "ab")
+    assert caught.value.what == wrong
+    assert caught.value.names == ("ab",)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from transom.checkpoint.layout_operations import (
     Add,
     Concat,
+    Fills,
     Interleave,
     Operation,
     Reverse,
@@ -57,6 +58,27 @@ def test_operation_is_undone_bit_for_bit(drawn: tuple[Operation, list[torch.Size
     assert sorted(torch.cat([x.flatten() for x in after]).tolist()) == sorted(
         torch.cat([x.flatten() for x in before]).tolist()
     )
+
+
+@settings(deadline=None, max_examples=100)
+@given(operations(), DTYPES)
+def test_operation_fills_a_place_with_what_it_makes(
+    drawn: tuple[Operation, list[torch.Size]], dtype: torch.dtype
+) -> None:
+    operation, shapes = drawn
+    if not isinstance(operation, Fills):
+        return
+    tensors = numbers(shapes, dtype)
+    (expected,) = operation.forward(tensors)
+    place = torch.full_like(expected, 101, dtype=torch.float64)
+    assert operation.fill(place, tensors) == [place]
+    assert torch.equal(place, expected.double())
+
+
+def test_operations_that_join_fill_places() -> None:
+    joining = (Concat(2), Stack(2), Interleave(1, (1, 1)))
+    others = (Split(2), Transpose(), RotaryPermute(2), Add(1))
+    assert [isinstance(each, Fills) for each in (*joining, *others)] == [True] * 3 + [False] * 4
 
 
 @settings(deadline=None, max_examples=50)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transom
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from transom.checkpoint.hugging_face.folder import is_hugging_face, open_folder
 from transom.errors import CheckpointError, ConfigError
 
@@ -188,3 +189,32 @@ def test_torch_files_are_read_and_mapped(make: Make) -> None:
     torch.save(load_file(str(folder / "model.safetensors")), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     assert torch.equal(transom.from_pretrained(folder)(TOKENS), expected)
+
+
+class Copies(TorchDispatchMode):
+    """Counts the bytes that are copied into tensors, and notes shapes of those that are made by joining others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+        self.joined: list[torch.Size] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.copy_.default:
+            self.bytes += made.nbytes
+        elif func.overloadpacket in (torch.ops.aten.cat, torch.ops.aten.stack, torch.ops.aten.clone):
+            self.joined += [made.shape] * (not made.is_meta)
+        return made
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_each_weight_is_copied_once_from_the_file_into_its_parameter(make: Make, dtype: str) -> None:
+    folder = make(torch_dtype=dtype, num_hidden_layers=3)
+    with Copies() as copies:
+        model = transom.from_pretrained(folder)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    fused = {shape for name, shape in shapes.items() if name.endswith(("linear_qkv.weight", "linear_fc1.weight"))}
+    assert len(fused) == 2
+    assert not fused & set(copies.joined)
+    assert copies.bytes == sum(parameter.nbytes for parameter in model.parameters())
