@@ -82,6 +82,13 @@ def test_verdict_when_the_device_is_too_old(slot, liger):
 
 
 @SLOT
+def test_verdict_when_loading_the_kernels_warns(slot, liger):
+    operator = liger / "liger_kernel" / "ops" / f"{PARTS[slot][1]}.py"
+    operator.write_text("import warnings; warnings.warn('old', DeprecationWarning)")
+    assert _verdict(slot)[:2] == ("ok", "")
+
+
+@SLOT
 def test_verdict_when_the_kernels_do_not_load(slot, liger):
     operator = PARTS[slot][1]
     (liger / "liger_kernel" / "ops" / f"{operator}.py").write_text("raise RuntimeError('0 active drivers')")

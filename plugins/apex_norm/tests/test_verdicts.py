@@ -129,6 +129,12 @@ def test_verdict_when_the_extension_was_built_for_another_torch(name, apex):
     )
 
 
+@NAMES
+def test_verdict_when_importing_the_extension_warns(name, apex):
+    (apex / f"{EXTENSIONS[name]}.py").write_text("import warnings; warnings.warn('old', DeprecationWarning)")
+    assert _verdict(name) == ("ok", "", None)
+
+
 def test_verdict_when_there_is_no_kernel_for_the_width(apex):
     stage, reason, _ = _verdict("apex_fast_layer_norm", hidden_size=1000)
     assert (stage, reason) == (

@@ -161,6 +161,14 @@ def test_verdict_when_the_package_cannot_be_imported(number, code, said, install
     assert said in reason
 
 
+def test_verdict_when_importing_the_package_warns(install):
+    site = install(4)
+    (site / "flash_attn" / "cute" / "__init__.py").write_text(
+        "import warnings; warnings.warn('old', DeprecationWarning)"
+    )
+    assert verdict() == ("ok", "", None)
+
+
 @pytest.mark.parametrize("number", [2, 4])
 def test_verdict_when_all_is_there(number, install):
     install(number)

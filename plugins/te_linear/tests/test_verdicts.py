@@ -91,6 +91,12 @@ def test_verdict_when_it_cannot_be_imported(slot, raised, install):
 
 
 @EACH
+def test_verdict_when_importing_it_warns(slot, install):
+    install(code="import warnings; warnings.warn('old', DeprecationWarning)")
+    assert verdict(slot) == ("ok", "", None)
+
+
+@EACH
 @pytest.mark.parametrize(
     ("context", "reason"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from importlib import import_module
 
@@ -20,7 +21,9 @@ def missing(operator: str) -> str | None:
         True
     """
     try:
-        import_module(f"liger_kernel.ops.{operator}")
+        with warnings.catch_warnings():  # of what is the package's own, which are errors to some callers
+            warnings.simplefilter("ignore")
+            import_module(f"liger_kernel.ops.{operator}")
     except Exception as error:  # whatever Triton or a driver may raise
         return f"Liger Kernel's {operator} cannot be loaded: {type(error).__name__}: {error}"
     return None

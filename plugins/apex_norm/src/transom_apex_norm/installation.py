@@ -6,6 +6,7 @@ and fails when a norm is made. So the package is looked for, and then the extens
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
@@ -70,7 +71,9 @@ def _is_there(extension: str) -> bool:
 def _loading_failure(extension: str) -> str | None:
     """Load an extension, which needs no device: one that was built against another torch says so here."""
     try:
-        import_module(extension)
+        with warnings.catch_warnings():  # of what is the package's own, which are errors to some callers
+            warnings.simplefilter("ignore")
+            import_module(extension)
     except Exception as error:
         return (
             f"NVIDIA Apex's extension {extension} cannot be loaded: {type(error).__name__}: {error}; build it again "

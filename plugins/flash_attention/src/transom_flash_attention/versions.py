@@ -6,6 +6,7 @@ that says yes, and for a CUDA device, is the package imported, to find out wheth
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -80,7 +81,9 @@ class FlashVersion:
 @cache
 def _import_failure(module: str) -> str | None:
     try:
-        import_module(module)
+        with warnings.catch_warnings():  # of what is the package's own, which are errors to some callers
+            warnings.simplefilter("ignore")
+            import_module(module)
     except Exception as error:  # a missing symbol of another torch is an ImportError, a missing driver a RuntimeError
         return f"{type(error).__name__}: {error}"
     return None
