@@ -1,6 +1,6 @@
 # The verbs: demo, test, test-gpu, lint, docs, bench. Each sets up what it needs first, in .venv; nothing else has to be installed.
 #   make demo                     train a small model, print its plan, its loss curve and a sample, swap its parts
-#   make test                     every test, with coverage
+#   make test                     every test, with the coverage of registry and specs
 #   make test-gpu                 on a CUDA machine: what is there of the GPU packages, and a table of what ran
 #   make bench                    compare speed with a hand-written model and other libraries; writes docs/benchmarks
 #   make bench ARGS="--only t5"   a part of it: ARGS=--help tells which there are
@@ -37,7 +37,7 @@ demo: .venv/installed
 test: export OMP_NUM_THREADS = 1
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=
-	$(BIN)/coverage report --skip-covered --include='*/transom/registry/*,*/transom/specs/*' --fail-under=90
+	$(BIN)/coverage report --skip-covered --fail-under=90
 
 # The packages for GPUs are nobody's dependency: install into .venv those that are to be tried.
 test-gpu: .venv/installed
