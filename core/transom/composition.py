@@ -19,7 +19,6 @@ from transom.errors import BuildError, ParallelError, PlanMismatchError, SpecErr
 from transom.registry.hooks import LiveHook, load_hooks
 from transom.registry.registry import default_registry
 from transom.registry.signatures import module_mismatches
-from transom.slots import Request
 from transom.slots.core_attention import CoreAttentionRequest
 from transom.specs.lock import Lock
 from transom.specs.node import Replacement
@@ -306,6 +305,7 @@ class _Builder:
 
     def __init__(self, node: Node, making: _Making) -> None:
         self.node = node
+        self.kind: type = type(node.request)
         self.making = making
         self.build: Any = node.resolution.chosen.load()
         self.slot = default_registry().slot(node.slot)
@@ -373,7 +373,7 @@ class _Builder:
 
     def _check_as_planned(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = dict(zip(self.parameters, args, strict=False)) | kwargs
-        for name in _planned(type(self.node.request)):
+        for name in _planned(self.kind):
             planned = getattr(self.node.request, name)
             if given.get(name, planned) != planned:
                 raise BuildError(
@@ -389,7 +389,7 @@ class _Builder:
 
 
 @cache
-def _planned(request: type[Request]) -> frozenset[str]:
+def _planned(request: Any) -> frozenset[str]:
     """Name what a request says that its parent says again when it builds."""
     return frozenset(f.name for f in dataclasses.fields(request)) - {"context", "config", "features", "masks"}
 

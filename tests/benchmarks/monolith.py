@@ -72,10 +72,14 @@ class Block(nn.Module):
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=s > 1, enable_gqa=True)
         x = x + self.out(attended.transpose(1, 2).reshape(b, s, h))
         gate, up = self.gate_up(F.rms_norm(x, (h,), self.post_norm, shape.eps)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up)
+        down: Tensor = self.down(F.silu(gate) * up)
+        return x + down
 
 
 class Monolith(nn.Module):
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
@@ -99,7 +103,7 @@ class Monolith(nn.Module):
         for i, block in enumerate(self.blocks):
             x = block(x, cos, sin, self.caches[i] if self.caches else None, start)
         x = x[:, -1:] if last_only else x
-        logits = self.head(F.rms_norm(x, (self.shape.hidden,), self.norm, self.shape.eps))
+        logits: Tensor = self.head(F.rms_norm(x, (self.shape.hidden,), self.norm, self.shape.eps))
         if labels is None:
             return logits
         return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
@@ -120,6 +124,7 @@ class Monolith(nn.Module):
         self.head.weight.copy_(state["lm_head.weight"])
         self.norm.copy_(state["model.norm.weight"])
         for i, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
             own = {name.removeprefix(f"model.layers.{i}."): each for name, each in state.items()}
             block.qkv.weight.copy_(torch.cat([own[f"self_attn.{n}_proj.weight"] for n in "qkv"]))
             block.out.weight.copy_(own["self_attn.o_proj.weight"])

@@ -79,7 +79,8 @@ class Layer(nn.Module):
             query = self.heads(self.cross_query(self.normed(x, self.cross_norm)))
             x = x + self.cross_out(attend(query, cache[2], cache[3]))
         gate, up = self.gate_up(self.normed(x, self.mlp_norm)).chunk(2, dim=-1)
-        return x + self.down(F.gelu(gate, approximate="tanh") * up)
+        down: Tensor = self.down(F.gelu(gate, approximate="tanh") * up)
+        return x + down
 
 
 class MonolithT5(nn.Module):
@@ -114,7 +115,8 @@ class MonolithT5(nn.Module):
         x = self.embedding(tokens)
         for layer, cache in zip(self.decoder, self.caches, strict=True):
             x = layer(x, bias, cache, start)
-        return self.head(F.rms_norm(x, (self.shape.hidden,), self.decoder_norm, self.shape.eps))
+        logits: Tensor = self.head(F.rms_norm(x, (self.shape.hidden,), self.decoder_norm, self.shape.eps))
+        return logits
 
     def setup_caches(self, hidden: Tensor, length: int) -> None:
         """Make room for what is written, and keep what was read as keys and values."""
@@ -126,6 +128,7 @@ class MonolithT5(nn.Module):
                 *layer.heads(layer.cross_key_value(hidden)).chunk(2, dim=1),
             )
             for layer in self.decoder
+            if isinstance(layer, Layer)
         ]
 
     def matrices(self) -> list[Tensor]:
@@ -143,6 +146,7 @@ class MonolithT5(nn.Module):
             getattr(self, f"{name}_bias").weight.copy_(bias)
             getattr(self, f"{name}_norm").copy_(state[f"{name}.final_layer_norm.weight"])
             for i, layer in enumerate(stack):
+                assert isinstance(layer, Layer)
                 prefix = f"{name}.block.{i}.layer."
                 load_layer(layer, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         return self

@@ -55,7 +55,7 @@ def training(contender: Contender, ids: Tensor) -> Step:
 
     def step() -> Tensor:
         loss = loss_of(ids, labels)
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
         return loss.detach()

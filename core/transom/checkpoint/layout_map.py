@@ -72,7 +72,8 @@ class Rule:
         if isinstance(last, Fills):
             self._run(self.there, self.here, [*(each.forward for each in before), partial(last.fill, place)], tensors)
         else:
-            place.copy_(*self.forward(tensors))
+            (tensor,) = self.forward(tensors)
+            place.copy_(tensor)
 
     @staticmethod
     def _run(

@@ -150,7 +150,7 @@ def _results(contender: Contender, ids: Tensor) -> dict[str, Tensor]:
     contender.module.train()
     if contender.loss is not None:
         loss = contender.loss(ids, ids.roll(-1, dims=1))
-        loss.backward()
+        torch.autograd.backward(loss)
         norms = [p.grad.double().norm() for p in contender.module.parameters() if p.grad is not None]
         contender.module.zero_grad()
         found |= {"losses": loss.detach(), "gradients": torch.stack(norms).norm()}

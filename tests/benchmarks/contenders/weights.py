@@ -20,51 +20,51 @@ def hugging_face_llama(shape: Shape) -> Any:
     """Make a Llama of `transformers`, always with the same random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=shape.vocab,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.ffn,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.groups,
-        max_position_embeddings=shape.length,
-        rms_norm_eps=shape.eps,
-        tie_word_embeddings=False,
-        attn_implementation="sdpa",
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
+    fields: dict[str, Any] = {
+        "vocab_size": shape.vocab,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.ffn,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.groups,
+        "max_position_embeddings": shape.length,
+        "rms_norm_eps": shape.eps,
+        "tie_word_embeddings": False,
+        "attn_implementation": "sdpa",
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return LlamaForCausalLM(config)
+        return LlamaForCausalLM(LlamaConfig(**fields))
 
 
 def hugging_face_t5(shape: T5Shape) -> Any:
     """Make a T5 1.1 of `transformers`, always with the same random weights."""
     from transformers import T5Config, T5ForConditionalGeneration
 
-    config = T5Config(
-        vocab_size=shape.vocab,
-        d_model=shape.hidden,
-        d_kv=shape.head_size,
-        d_ff=shape.ffn,
-        num_layers=shape.layers,
-        num_decoder_layers=shape.layers,
-        num_heads=shape.heads,
-        relative_attention_num_buckets=shape.buckets,
-        relative_attention_max_distance=shape.max_distance,
-        layer_norm_epsilon=shape.eps,
-        dropout_rate=0.0,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        eos_token_id=None,
-        pad_token_id=0,
-        decoder_start_token_id=0,
-    )
+    fields: dict[str, Any] = {
+        "vocab_size": shape.vocab,
+        "d_model": shape.hidden,
+        "d_kv": shape.head_size,
+        "d_ff": shape.ffn,
+        "num_layers": shape.layers,
+        "num_decoder_layers": shape.layers,
+        "num_heads": shape.heads,
+        "relative_attention_num_buckets": shape.buckets,
+        "relative_attention_max_distance": shape.max_distance,
+        "layer_norm_epsilon": shape.eps,
+        "dropout_rate": 0.0,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+        "decoder_start_token_id": 0,
+    }
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = T5ForConditionalGeneration(config)
+        model = T5ForConditionalGeneration(T5Config(**fields))
         model.lm_head.weight = torch.nn.Parameter(torch.randn(shape.vocab, shape.hidden) * shape.hidden**-0.5)
     return model
 
