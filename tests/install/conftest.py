@@ -61,13 +61,23 @@ class Environment:
 @pytest.fixture
 def environment(tmp_path) -> Environment:
     """Make an environment in which nothing is installed yet but what this one has."""
-    directory = tmp_path / "environment"
+    return _environment(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def module_environment(tmp_path_factory) -> Environment:
+    """Make one for all tests of a module: what one of them installs, the others have."""
+    return _environment(tmp_path_factory.mktemp("module"))
+
+
+def _environment(folder: Path) -> Environment:
+    directory = folder / "environment"
     venv.EnvBuilder(with_pip=False).create(directory)
     ours = [path for path in sys.path if path.endswith("site-packages")]
     (site_packages,) = directory.glob("lib/python*/site-packages")
     # addsitedir, unlike a plain line, also follows the editable installs in there.
     (site_packages / "outer.pth").write_text("".join(f"import site; site.addsitedir({path!r})\n" for path in ours))
-    work = tmp_path / "work"
+    work = folder / "work"
     work.mkdir()
     return Environment(directory, work)
 
