@@ -105,8 +105,9 @@ def _layouts(module: nn.Module) -> list[LayoutMap]:
     moved = moved_names(module)
     layouts = [LayoutMap([Rule(own, name) for own, name in moved.items()])] if moved else []
     # Most classes have none, and a look at the class is quicker than asking whether an instance is of a Protocol.
-    has_own = hasattr(type(module), "layout_map") and isinstance(module, HasLayoutMap)
-    return [*layouts, module.layout_map()] if has_own else layouts
+    if hasattr(type(module), "layout_map") and isinstance(module, HasLayoutMap):
+        layouts.append(module.layout_map())
+    return layouts
 
 
 def _replace(state: dict[str, Any], prefix: str, turn: Any) -> None:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from transom.checkpoint.atomic import new_folder, remove_folder
 from transom.checkpoint.manifest import MANIFEST, FileRecord, Manifest, read_manifest
-from transom.checkpoint.model_state import model_tensors, put_tensors, weights_to_put
+from transom.checkpoint.model_state import Placement, model_tensors, put_tensors, weights_to_put
 from transom.checkpoint.optimizer_state import optimizer_tensors, state_to_put
 from transom.checkpoint.random_state import random_tensors, restore_random
 from transom.checkpoint.tensors import read_tensors, write_tensors
@@ -100,7 +100,7 @@ class Checkpoint:
             raise CheckpointError(f"{path} is not as it was written.", hint="an older checkpoint", path=path)
         return path
 
-    def _weights(self, model: nn.Module) -> Iterable[tuple[Tensor, Tensor]]:
+    def _weights(self, model: nn.Module) -> Iterable[Placement]:
         stored = read_tensors(self.file(WEIGHTS))
         return weights_to_put(model, stored, self.manifest.tied, source=str(self.folder / WEIGHTS))
 

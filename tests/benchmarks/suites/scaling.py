@@ -1,4 +1,4 @@
-"""How cost grows with layers, tokens and rows."""
+"""How cost grows with layers, tokens, rows and ranks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from benchmarks.contenders.everybody import llamas
 from benchmarks.measure import Step
 from benchmarks.monolith import Shape
 from benchmarks.settings import Settings
+from benchmarks.suites.ranks import over_ranks
 from benchmarks.suites.timing import timed
 from benchmarks.table import ONLY, Table
 from benchmarks.workloads import inferring, random_ids, training
@@ -34,6 +35,7 @@ def scaling(asked: Settings) -> Iterator[Table]:
     for what in ("forward", "training step"):
         for axis, numbers in _AXES.items():
             yield _curve(asked, what, axis, numbers[:3] if asked.small else numbers)
+    yield over_ranks(asked)
 
 
 def _curve(asked: Settings, what: str, axis: str, numbers: Sequence[int]) -> Table:
