@@ -30,14 +30,20 @@ def loading(asked: Settings) -> Iterator[Table]:
         size = file.stat().st_size / 2**20
         own = Monolith(shape)
         plain = transom.from_pretrained(folder)
+        memory = bytearray(file.stat().st_size)
         steps: dict[str, Callable[[], object]] = {
             READ: lambda: _read(file),
+            "reading it into memory that is there": lambda: _read_into(memory, file),
             "transom.from_pretrained": lambda: _gone(transom.from_pretrained(folder)),
             "transom, into a built model": _into(folder, plain),
             "transformers.from_pretrained": lambda: _gone(type(reference).from_pretrained(folder)),
             "monolith, safetensors and copies": lambda: _gone(own.load(load_file(file))),
         }
-        note = f"A file of {size:.0f} MiB in float32. Reading is `Path.read_bytes`, which fills memory that is new."
+        note = (
+            f"A file of {size:.0f} MiB in float32. Reading is `Path.read_bytes`, which fills memory that is new, as a "
+            "model that is loaded does; one that is built already is like memory that is there. transformers copies "
+            "nothing: its parameters are the mapped file, which is read when the model first runs."
+        )
         yield timed("load a checkpoint", "building", steps, asked, tolerance=0.0, base=READ, note=note)
 
 
@@ -54,6 +60,11 @@ def _into(folder: Path, model: nn.Module) -> Callable[[], object]:
 
 def _read(file: Path) -> None:
     file.read_bytes()
+
+
+def _read_into(memory: bytearray, file: Path) -> None:
+    with file.open("rb", buffering=0) as opened:
+        opened.readinto(memory)
 
 
 def _gone(_: object) -> None:

@@ -34,8 +34,8 @@ _SPLIT = dict.fromkeys(("linear", "embedding", "loss"), "parallel_linear")
 _NOTE = (
     f"Width {_SHAPE.hidden}, {_SHAPE.layers} layers, float32, eager; a row of {_TOKENS} tokens for each rank, so that "
     "each has as much to do as one alone. Counted is the processor's time of all ranks together, which talk over gloo "
-    "in one machine, and not the wait for a core or another rank. A slope of 1 is growth with the work; what is above it "
-    "is the ranks' talk, and what each does for itself however finely the weights are split."
+    "in one machine, and not the wait for a core or for another. A slope of 1 is growth with the work; what is above "
+    "it is the ranks' talk, and what each does for itself however finely the weights are split."
 )
 
 
