@@ -156,7 +156,7 @@ class _WholeSequences:
     def reorder(self, rows: Sequence[int], /) -> None:
         self.sequences = [list(self.sequences[row]) for row in rows]
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _run(self) -> Tensor:
         ids, lengths = _padded(self.sequences, self.device)
         logits: Tensor = self.model(ids)  # [b, s] -> [b, s, v]
@@ -180,7 +180,7 @@ class _CachedDecoder:
         self.next = _step_of(decode_step, model, run, self.is_even, len(prompts) * run.copies)
         self.is_compiled = bool(run.compile)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def start(self) -> Tensor:
         s = max(self.lengths)
         padded = [[0] * (s - len(prompt)) + prompt for prompt in self.prompts]
@@ -199,7 +199,7 @@ class _CachedDecoder:
         self.reorder([row for row in range(len(self.prompts)) for _ in range(self.copies)])
         return logits.repeat_interleave(self.copies, dim=0)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def step(self, tokens: Sequence[int | None], /) -> Tensor:
         ids = torch.tensor([[token or 0] for token in tokens], device=self.device)
         if self.is_even:
@@ -236,13 +236,13 @@ class _EncoderDecoder:
         sizes = (tuple(self.ids.shape), self.keep is None)
         self.next = _step_of(write_step, model, run, sizes, len(self.written))
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def start(self) -> Tensor:
         self.states = self.model.encode(self.ids, self.keep).repeat_interleave(self.copies, dim=0)  # [b, t, h]
         self.keep = None if self.keep is None else self.keep.repeat_interleave(self.copies, dim=0)
         return self._run(self.states)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def step(self, tokens: Sequence[int | None], /) -> Tensor:
         for sequence, token in zip(self.written, tokens, strict=True):
             sequence.append(token or 0)

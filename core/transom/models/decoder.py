@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transom.errors import CacheError, ConfigError, InputError, MaskError
 from transom.models.embedding import LanguageModelEmbedding
 from transom.transformer.attention_mask import AttentionMask
+from transom.transformer.direct_attributes import buffer, submodule
 from transom.transformer.kv_cache import StaticKVCache
 from transom.transformer.transformer_block import TransformerStack
 
@@ -64,8 +65,11 @@ class TransformerDecoder(TransformerStack):
         torch.Size([1, 3])
     """
 
+    embedding: LanguageModelEmbedding = submodule()
+    output_layer: nn.Module | None = submodule()
+    cache: KVCache | None = submodule()
     final_layernorm: nn.Module
-    alibi_slopes: Tensor | None
+    alibi_slopes: Tensor | None = buffer()
 
     def __init__(
         self,
@@ -89,7 +93,7 @@ class TransformerDecoder(TransformerStack):
         super().__init__(_layers(layer, num_layers), final_layernorm=norm, recompute=recompute)
         if not isinstance(tok_embeddings, LanguageModelEmbedding):
             tok_embeddings = LanguageModelEmbedding(tok_embeddings)
-        self.embedding: LanguageModelEmbedding = tok_embeddings
+        self.embedding = tok_embeddings
         self.output_layer = output
         self.loss = loss
         self.max_seq_len = max_seq_len
@@ -100,7 +104,7 @@ class TransformerDecoder(TransformerStack):
         self.takes_shares = takes_shares
         self.register_buffer("alibi_slopes", alibi_slopes, persistent=False)
         self.make_cache = kv_cache
-        self.cache: KVCache | None = None
+        self.cache = None
 
     def forward(
         self,

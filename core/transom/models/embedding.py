@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from transom.transformer.direct_attributes import submodule
+
 __all__ = ["LanguageModelEmbedding"]
 
 
@@ -27,6 +29,9 @@ class LanguageModelEmbedding(nn.Module):
         >>> embedding(torch.tensor([[1, 2, 3]])).shape
         torch.Size([1, 3, 4])
     """
+
+    word_embeddings: nn.Module = submodule()
+    position_embeddings: nn.Module | None = submodule()
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transom.errors import ConfigError, ParallelError
+from transom.transformer.attention_mask import AttentionMask
 from transom.transformer.collectives import Ranks, copy_to_ranks
 from transom.transformer.partial_gradients import mark_partial_gradients
 from transom.transformer.recompute import recomputed
@@ -24,13 +25,13 @@ if TYPE_CHECKING:
     from transom.slots.norm import Norm
     from transom.slots.rotary import Rotary
     from transom.transformer.attention import CrossAttention, SelfAttention, SelfAttentionSubmodules
-    from transom.transformer.attention_mask import AttentionMask
     from transom.transformer.transformer_config import TransformerConfig
 
 __all__ = [
     "Drawing",
     "SharedGroup",
     "UnitNorm",
+    "and_causal",
     "attend",
     "attend_held",
     "check_ranks",
@@ -97,6 +98,13 @@ def make_rotary(config: TransformerConfig, submodules: SelfAttentionSubmodules, 
 def is_step_rotary(rotary: Rotary | None) -> bool:
     """Whether a rotary embedding is a `transom.slots.rotary.StepRotary`."""
     return rotary is not None and "mask" in inspect.signature(rotary.forward).parameters
+
+
+def and_causal(mask: AttentionMask | None) -> AttentionMask:
+    """Let no token see a later one, whatever else a mask says."""
+    if mask is None:
+        return AttentionMask(causal=True)
+    return mask if mask.causal else replace(mask, causal=True)
 
 
 def attend(

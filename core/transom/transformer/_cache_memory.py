@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import Tensor, nn
 
+from transom.transformer.direct_attributes import buffer
+
 if TYPE_CHECKING:
     from transom.transformer.attention_mask import AttentionMask
     from transom.transformer.kv_cache import CacheEntry, CacheStep
@@ -63,7 +65,7 @@ class PlainMemory(nn.Module):
         device: of what is kept.
     """
 
-    data: Tensor
+    data: Tensor = buffer()
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None) -> None:
         super().__init__()
@@ -73,12 +75,13 @@ class PlainMemory(nn.Module):
 
     def exchange(self, step: CacheStep, new: Tensor) -> Tensor:
         """Write ``new [b, s, g, d]``; return all that is held ``[b, t, g, d]`` in its dtype."""
-        data = self.data
-        if not step.aligned:
-            _write(data, step, new.detach())
-            return _used(data, step).to(new.dtype)
-        used, s = _used(data, step), new.shape[1]
-        used.narrow(1, step.extent - s, s).copy_(new.detach() if new.requires_grad else new)
+        rows = _rows(self.data, step)
+        if step.aligned:
+            s = new.shape[1]
+            rows.narrow(1, step.extent - s, s).copy_(new.detach() if new.requires_grad else new)
+        else:
+            _write(self.data, step, new.detach())
+        used = rows.narrow(1, 0, step.extent)
         return used if used.dtype == new.dtype else used.to(new.dtype)
 
     def reorder(self, rows: Tensor, length: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, final
 
 from torch import Tensor
@@ -14,6 +14,7 @@ from transom.transformer import parts
 from transom.transformer._attention_parts import (
     Drawing,
     SharedGroup,
+    and_causal,
     attend,
     attend_held,
     check_ranks,
@@ -24,7 +25,7 @@ from transom.transformer._attention_parts import (
     make_rotary,
     query_key_norm_widths,
 )
-from transom.transformer.attention_mask import AttentionMask
+from transom.transformer.direct_attributes import submodule
 from transom.transformer.enums import AttnMaskType
 from transom.transformer.module import Module
 
@@ -37,9 +38,10 @@ if TYPE_CHECKING:
     from transom.slots.attention import SelfAttention as SelfAttentionInterface
     from transom.slots.core_attention import CoreAttention
     from transom.slots.kv_cache import LayerCache
-    from transom.slots.linear import ColumnLinearBuilder, RowLinearBuilder
-    from transom.slots.norm import NormBuilder
+    from transom.slots.linear import ColumnLinearBuilder, Linear, RowLinearBuilder
+    from transom.slots.norm import Norm, NormBuilder
     from transom.slots.rotary import Rotary
+    from transom.transformer.attention_mask import AttentionMask
     from transom.transformer.transformer_config import TransformerConfig
 
 __all__ = [
@@ -106,6 +108,13 @@ class SelfAttention(Module):
 
     Submodules = SelfAttentionSubmodules
 
+    linear_qkv: Linear = submodule()
+    q_layernorm: Norm | None = submodule()
+    k_layernorm: Norm | None = submodule()
+    rotary: Rotary | None = submodule()
+    core_attention: CoreAttention = submodule()
+    linear_proj: Linear = submodule()
+
     def __init__(
         self,
         config: TransformerConfig,
@@ -126,10 +135,11 @@ class SelfAttention(Module):
         queries = config.num_attention_heads // config.num_query_groups
         gates = [queries] if config.attention_output_gate else []
         self.group = [queries, *gates, 1, 1]  # heads of each kind in a group
+        self.group_size = sum(self.group)
         self.linear_qkv = make_column(
             submodules.linear_qkv,
             config,
-            sum(self.group) * config.num_query_groups * config.kv_channels,
+            self.group_size * config.num_query_groups * config.kv_channels,
             bias=config.add_bias_linear or config.add_qkv_bias,
             name="qkv",
             tp_group=tp_group,
@@ -186,7 +196,7 @@ class SelfAttention(Module):
             ``[b, s, h]``, and the output bias ``[h]`` that the caller must add, or `None`.
         """
         if self.is_causal:
-            mask = _and_causal(mask)
+            mask = and_causal(mask)
         query, *gate, key, value = self._project(hidden_states)
         query, key = self._prepare(query, key, positions, mask)
         query, key, value = query.flatten(2, -2), key.flatten(2, -2), value.flatten(2, -2)  # -> [b, s, n or g, d]
@@ -211,7 +221,7 @@ class SelfAttention(Module):
         mixed, _ = self.linear_qkv(hidden_states)
         b, s, _ = mixed.shape
         mixed = mixed if self.shared is None else self.shared.copied(mixed)
-        mixed = mixed.view(b, s, -1, sum(self.group), self.head_size)  # [b, s, g, n/g (+ n/g) + 2, d]
+        mixed = mixed.view(b, s, -1, self.group_size, self.head_size)  # [b, s, g, n/g (+ n/g) + 2, d]
         kinds = mixed.split_with_sizes(self.group, dim=3)
         return list(kinds) if self.shared is None else [self.shared.pick(kind) for kind in kinds]
 
@@ -273,6 +283,11 @@ class CrossAttention(Module):
     """
 
     Submodules = CrossAttentionSubmodules
+
+    linear_q: Linear = submodule()
+    linear_kv: Linear = submodule()
+    core_attention: CoreAttention = submodule()
+    linear_proj: Linear = submodule()
 
     def __init__(
         self,
@@ -342,7 +357,7 @@ class CrossAttention(Module):
             ``[b, s, h]``, and the output bias ``[h]`` that the caller must add, or `None`.
         """
         if self.is_causal:
-            mask = _and_causal(mask)
+            mask = and_causal(mask)
         query, _ = self.linear_q(hidden_states)
         query = query.view(*query.shape[:2], -1, self.head_size)  # [b, s, n·d] -> [b, s, n, d]
         if cache is not None:
@@ -371,12 +386,6 @@ class CrossAttention(Module):
         self.linear_proj.backward_dw()
         self.linear_kv.backward_dw()
         self.linear_q.backward_dw()
-
-
-def _and_causal(mask: AttentionMask | None) -> AttentionMask:
-    if mask is None:
-        return AttentionMask(causal=True)
-    return mask if mask.causal else replace(mask, causal=True)
 
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from transom.transformer.direct_attributes import parameter
 from transom.transformer.initialization import initialize
 from transom.transformer.linear import refuse_several_ranks
 from transom.transformer.utils import torch_dtype
@@ -42,7 +43,7 @@ class VocabEmbedding(nn.Module):
         torch.Size([1, 3, 2])
     """
 
-    weight: Tensor
+    weight: Tensor = parameter()
 
     def __init__(
         self,

@@ -29,10 +29,12 @@ def gated_silu(x: Tensor) -> Tensor:
         >>> gated_silu(torch.tensor([0.0, 2.0, 3.0, 1.0]))
         tensor([0.0000, 1.7616])
     """
-    if torch.compiler.is_compiling() or type(x) is not Tensor:
-        gate, up = x.chunk(2, dim=-1)  # [..., 2f] -> 2 x [..., f]
-        return F.silu(gate) * up
-    return _GatedSilu.apply(x) if torch.is_grad_enabled() else _gated(x)
+    if not torch.is_grad_enabled():
+        return _gated(x)
+    if type(x) is Tensor and not torch.compiler.is_compiling():
+        return _GatedSilu.apply(x)
+    gate, up = x.chunk(2, dim=-1)  # [..., 2f] -> 2 x [..., f]
+    return F.silu(gate) * up
 
 
 def _gated(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from transom.errors import ParallelError
 from transom.transformer.delayed_wgrad import DelayedLinear
+from transom.transformer.direct_attributes import parameter
 from transom.transformer.initialization import initialize
 from transom.transformer.sharding import ShardedModule
 from transom.transformer.utils import torch_dtype
@@ -46,6 +47,9 @@ def refuse_several_ranks(name: str, tp_group: ProcessGroup | None) -> None:
 
 class _PlainLinear(ShardedModule):
     """``x @ weight.T + bias``: what a column and a row linear are on one process."""
+
+    weight: nn.Parameter = parameter()
+    bias: nn.Parameter | None = parameter()
 
     def __init__(
         self,

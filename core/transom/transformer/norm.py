@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from transom.transformer.direct_attributes import parameter
 from transom.transformer.rms_norm import rms_norm
 from transom.transformer.utils import torch_dtype
 
@@ -41,6 +42,9 @@ class TorchNorm(nn.Module):
         tensor([0.2000, 1.4000])
     """
 
+    weight: nn.Parameter = parameter()
+    bias: nn.Parameter | None = parameter()
+
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
         super().__init__()
         dtype = torch_dtype(config.params_dtype)
@@ -60,8 +64,8 @@ class TorchNorm(nn.Module):
     def forward(self, x: Tensor, /) -> Tensor:
         """Map ``[..., hidden_size]`` to the same shape and dtype."""
         weight, bias = self.weight, self.bias
-        if x.dtype == weight.dtype and not self.zero_centered_gamma:
-            return self._normalise(x, weight, bias)  # torch's kernels compute in float32 inside
+        if x.dtype == weight.dtype and not self.zero_centered_gamma:  # torch's kernels compute in float32 inside
+            return rms_norm(x, weight, self.eps) if bias is None else self._normalise(x, weight, bias)
         wide = torch.promote_types(x.dtype, torch.float32)
         scale = weight.to(wide) + 1.0 if self.zero_centered_gamma else weight.to(wide)
         shift = None if bias is None else bias.to(wide)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor, nn
 
+from transom.transformer.direct_attributes import buffer
+
 if TYPE_CHECKING:
     from transom.slots.rotary import RotaryBuilder, RotaryRequest, StepRotary
     from transom.transformer.attention_mask import AttentionMask
@@ -47,9 +49,9 @@ class RotaryEmbedding(nn.Module):
         True
     """
 
-    table: Tensor
-    angular_frequencies: Tensor
-    decay: Tensor | None
+    table: Tensor = buffer()
+    angular_frequencies: Tensor = buffer()
+    decay: Tensor | None = buffer()
 
     def __init__(self, config: TransformerConfig, *, request: RotaryRequest) -> None:
         super().__init__()
@@ -91,15 +93,15 @@ class RotaryEmbedding(nn.Module):
         else:
             turns = mask.shared(self.kind, wanted, positions, self._turns)
         # Two turns (cosines, sines) serve both; xPos has two for queries and two for keys.
-        return self._rotate(query, *turns[:2]), self._rotate(key, *turns[-2:])
+        cos, sin, key_cos, key_sin = turns if len(turns) == 4 else turns + turns
+        return self._rotate(query, cos, sin), self._rotate(key, key_cos, key_sin)
 
     def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        wide = x if x.dtype == cos.dtype else x.to(torch.promote_types(x.dtype, cos.dtype))
-        if self.is_partial:
-            turned = self.turn(wide[..., : self.rotary_dim], cos, sin).to(x.dtype)
-            return torch.cat([turned, x[..., self.rotary_dim :]], dim=-1)
-        turned = self.turn(wide, cos, sin)
-        return turned if turned.dtype == x.dtype else turned.to(x.dtype)
+        if x.dtype == cos.dtype and not self.is_partial:
+            return self.turn(x, cos, sin)
+        wide = x.to(torch.promote_types(x.dtype, cos.dtype))
+        turned = self.turn(wide[..., : self.rotary_dim], cos, sin).to(x.dtype)
+        return torch.cat([turned, x[..., self.rotary_dim :]], dim=-1) if self.is_partial else turned
 
     def _turns(self, wanted: tuple[int, int, torch.device], positions: Tensor | None) -> tuple[Tensor, ...]:
         """Give cosines and signed sines for so many tokens, whose heads lie in so many dimensions."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from transom.errors import ConfigError, InputError
 from transom.transformer.attention_mask import AttentionMask
+from transom.transformer.direct_attributes import submodule
 from transom.transformer.pipeline_layout import stage_of
 from transom.transformer.recompute import LayerRecompute, recomputed
 from transom.transformer.sharding import Offset, ShardedModule, ShardedStateDict
@@ -38,6 +39,9 @@ class TransformerStack(ShardedModule):
         final_layernorm: a norm, or `None`.
         recompute: which layers are recomputed in the backward pass; `None` = none. It may be set later.
     """
+
+    layers: nn.ModuleList = submodule()
+    final_layernorm: nn.Module | None = submodule()
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from transom.transformer import parts
+from transom.transformer.direct_attributes import submodule
 from transom.transformer.identity_op import IdentityOp
 from transom.transformer.module import Module
 from transom.transformer.recompute import recomputed
@@ -95,6 +96,18 @@ class TransformerLayer(Module):
     """
 
     Submodules = TransformerLayerSubmodules
+
+    input_layernorm: Any = submodule()
+    self_attention: Any = submodule()
+    post_attention_layernorm: Any = submodule()
+    self_attn_bda: Any = submodule()
+    pre_cross_attn_layernorm: Any = submodule()
+    cross_attention: Any = submodule()
+    cross_attn_bda: Any = submodule()
+    pre_mlp_layernorm: Any = submodule()
+    mlp: Any = submodule()
+    post_mlp_layernorm: Any = submodule()
+    mlp_bda: Any = submodule()
 
     def __init__(
         self,

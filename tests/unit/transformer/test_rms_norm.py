@@ -1,4 +1,4 @@
-"""RMSNorm: torch's own bits, and gradients of the formula."""
+"""RMSNorm: the formula, few operations, and its gradients."""
 
 from __future__ import annotations
 
@@ -9,14 +9,47 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transom.transformer.rms_norm import rms_norm
 
 
+class Operations(TorchDispatchMode):
+    """Counts operations, views left out."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.number += "view" not in func.name() and func is not torch.ops.aten.t.default
+        return func(*args, **(kwargs or {}))
+
+
 def inputs(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(2, 3, 8, dtype=dtype, requires_grad=True), torch.randn(8, dtype=dtype, requires_grad=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_rms_norm_has_the_bits_of_torch(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
+def test_rms_norm_is_the_formula(dtype: torch.dtype, size: float) -> None:
     x, scale = inputs(dtype)
-    assert torch.equal(rms_norm(x, scale, 1e-5), F.rms_norm(x, (8,), scale, 1e-5))
+    x = x.detach() * size
+    wide = x.double()
+    expected = wide / (wide.square().mean(-1, keepdim=True) + 1e-5).sqrt() * scale.double()
+    torch.testing.assert_close(rms_norm(x, scale, 1e-5), expected.to(dtype), rtol=4 * torch.finfo(dtype).eps, atol=0)
+
+
+def test_rms_norm_of_zeros_is_zero() -> None:
+    assert rms_norm(torch.zeros(3), torch.ones(3), 1e-5).tolist() == [0, 0, 0]
+
+
+def test_rms_norm_serves_training_when_its_first_call_was_in_inference_mode() -> None:
+    x, scale = inputs()
+    with torch.inference_mode():
+        rms_norm(x, scale, 0.12345)
+    rms_norm(x, scale, 0.12345).sum().backward()
+    assert x.grad is not None
+
+
+def test_a_norm_of_one_token_is_five_operations() -> None:
+    x, scale = inputs()
+    with torch.inference_mode(), Operations() as seen:
+        rms_norm(x, scale, 1e-5)
+    assert seen.number == 5
 
 
 def test_rms_norm_has_the_same_bits_when_nothing_is_differentiated() -> None:
@@ -48,13 +81,6 @@ def test_backward_pass_keeps_no_normed_copy() -> None:
 
 
 def test_backward_pass_is_a_few_operations() -> None:
-    class Operations(TorchDispatchMode):
-        number = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            self.number += "view" not in func.name() and func is not torch.ops.aten.t.default
-            return func(*args, **(kwargs or {}))
-
     x, scale = inputs()
     normed = rms_norm(x, scale, 1e-5)
     with Operations() as seen:
