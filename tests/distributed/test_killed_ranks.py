@@ -10,8 +10,6 @@ import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 import time
 from functools import cache
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 import model_jobs
 import pytest
 import torch
+from forked import Forked
 from safetensors.torch import load_file
 from transom.checkpoint.store import list_checkpoints, open_checkpoint
 
@@ -50,23 +49,17 @@ def describe(text: Path, out: Path, **changes: Any) -> dict[str, Any]:
     return {"spec": spec, "out": str(out), "steps": STEPS, "use": model_jobs.PARALLEL} | changes
 
 
-def start(arguments: dict[str, Any]) -> list[subprocess.Popen[str]]:
+def start(arguments: dict[str, Any]) -> list[Forked]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         world = {"WORLD_SIZE": "2", "MASTER_PORT": str(free.getsockname()[1])}
     return [
-        subprocess.Popen(
-            [sys.executable, WORKER, json.dumps(arguments)],
-            env=ENVIRONMENT | world | {"RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        Forked(WORKER, json.dumps(arguments), environment=ENVIRONMENT | world | {"RANK": str(rank)})
         for rank in range(2)
     ]
 
 
-def finish(processes: list[subprocess.Popen[str]], patience: float = 240.0) -> list[tuple[int, str]]:
+def finish(processes: list[Forked], patience: float = 240.0) -> list[tuple[int, str]]:
     """Give each rank's exit code and errors."""
     try:
         said = [process.communicate(timeout=patience)[1] for process in processes]

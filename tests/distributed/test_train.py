@@ -15,6 +15,7 @@ from typing import Any
 import model_jobs
 import pytest
 import torch
+from forked import Forked
 from transom.checkpoint.store import open_checkpoint
 from transom.pretrained.convert import convert
 from transom.pretrained.load import from_pretrained
@@ -59,12 +60,8 @@ def start(arguments: dict[str, Any], size: int) -> list[tuple[int, str, str]]:
         port = free.getsockname()[1]
     world = {"WORLD_SIZE": str(size), "MASTER_PORT": str(port)} if size > 1 else {}
     processes = [
-        subprocess.Popen(
-            [sys.executable, WORKER, json.dumps(arguments)],
-            env=ENVIRONMENT | world | ({"RANK": str(rank)} if size > 1 else {}),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        Forked(
+            WORKER, json.dumps(arguments), environment=ENVIRONMENT | world | ({"RANK": str(rank)} if size > 1 else {})
         )
         for rank in range(size)
     ]

@@ -13,6 +13,7 @@ from typing import Any
 import model_jobs
 import pytest
 import yaml
+from forked import Forked
 from transom.cli.main import main
 
 pytestmark = pytest.mark.multiprocess
@@ -105,13 +106,7 @@ def call_together(calls: list[dict[str, Any]]) -> list[list[tuple[int, str]]]:
     for call, port in zip(calls, free_ports(len(calls)), strict=True):
         call["port"] = port
     processes = [
-        subprocess.Popen(
-            [sys.executable, WORKER, json.dumps(calls)],
-            env=ENVIRONMENT | {"WORLD_SIZE": "2", "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        Forked(WORKER, json.dumps(calls), environment=ENVIRONMENT | {"WORLD_SIZE": "2", "RANK": str(rank)})
         for rank in range(2)
     ]
     try:
