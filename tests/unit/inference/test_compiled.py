@@ -111,11 +111,12 @@ def test_what_an_encoder_decoder_writes_has_one_graph(read):
 def test_each_model_has_graphs_of_its_own(spec):
     counting = Counting()
     settings = GenerationSettings(greedy=True, max_new_tokens=3, compile=counting)
-    for seed in range(10):  # more than one function may be compiled anew
-        model = transom.build(spec, mode="infer", seed=seed)
-        compiled = generate(model, [PROMPT], settings)[0].tokens
-        assert compiled == generate(model, [PROMPT], replace(settings, compile=False))[0].tokens
-    assert counting.graphs == 10
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for seed in range(4):  # more than one function may be compiled anew
+            model = transom.build(spec, mode="infer", seed=seed)
+            compiled = generate(model, [PROMPT], settings)[0].tokens
+            assert compiled == generate(model, [PROMPT], replace(settings, compile=False))[0].tokens
+    assert counting.graphs == 4
 
 
 def test_a_compiled_model_is_let_go(spec):

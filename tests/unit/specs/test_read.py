@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from transom.errors import SpecError
+from transom.specs import read
 from transom.specs.read import MAX_DEPTH, check_plain, read_text
 
 
@@ -99,7 +100,14 @@ def test_read_text_refuses_deep_nesting(kind: str, depth: int) -> None:
 
 def test_read_text_refuses_very_many_values() -> None:
     with pytest.raises(SpecError, match="holds more than 200000 values"):
-        read_text("[" + "1," * 200_001 + "]", "yaml")
+        read_text("[" + "1," * 200_000 + "1]", "json")
+
+
+def test_read_text_reads_yaml_no_further_than_to_the_last_value_it_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read, "MAX_ITEMS", 20)
+    with pytest.raises(SpecError, match=r"^the spec holds more than 20 values") as refused:
+        read_text("- 1\n" * 30 + "- [what ends nowhere", "yaml")
+    assert refused.value.line == 20  # the list itself is a value too
 
 
 def test_read_text_refuses_a_very_long_text() -> None:
