@@ -117,6 +117,13 @@ def test_verdict_when_the_hardware_does_not_do(slot, context, reason, install):
     assert verdict(slot, context)[:2] == ("hardware", reason)
 
 
+@pytest.mark.parametrize("slot", ["column_linear", "row_linear", "norm_linear", "mlp"])
+def test_verdict_when_matrices_would_be_rounded(slot, install):
+    install()
+    said = "it computes in bfloat16, float16, not in float32"
+    assert verdict(slot, replace(H100, dtype="float32"))[:2] == ("features", said)
+
+
 @EACH
 def test_verdict_when_all_is_there(slot, install):
     install()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, final
 
@@ -41,7 +42,7 @@ class TeActivation(TeHost):
     def __init__(self, *, config: TransformerConfig) -> None:
         super().__init__()
         name = NAMES[config.activation_func][config.gated_linear_unit]
-        self.adopt(engine.make_activation(name), {})
+        self.adopt(partial(engine.make_activation, name), {})
 
     @classmethod
     def supports(cls, request: ActivationRequest) -> Iterable[str]:

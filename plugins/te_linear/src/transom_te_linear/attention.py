@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -60,7 +61,8 @@ class TeAttention(TeHost):
         super().__init__()
         self.window = request.window
         self.adopt(
-            engine.make_attention(
+            partial(
+                engine.make_attention,
                 request.num_attention_heads,
                 request.num_query_groups,
                 request.head_size,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import torch
@@ -29,14 +29,15 @@ class TeHost(ShardedModule):
         super().__init__()
         self.is_first_microbatch = None
 
-    def adopt(self, inner: nn.Module, names: Mapping[str, str]) -> None:
-        """Show the inner module's parameters as one's own.
+    def adopt(self, make: Callable[[], nn.Module], names: Mapping[str, str]) -> None:
+        """Make the inner module, and show its parameters as one's own.
 
         Args:
-            inner: made by `transom_te_linear.engine`.
+            make: calls `transom_te_linear.engine`; it must be picklable.
             names: own names, each with the inner one; those that the inner module has not are `None` here.
         """
-        self.__dict__["_inner"], self.__dict__["_names"] = inner, dict(names)
+        inner = make()
+        self.__dict__["_inner"], self.__dict__["_make"], self.__dict__["_names"] = inner, make, dict(names)
         for own, name in names.items():
             found = getattr(inner, name, None)
             self.register_parameter(own, found if isinstance(found, Parameter) else None)
@@ -50,6 +51,17 @@ class TeHost(ShardedModule):
             if mine is not None and inner._parameters[name] is not mine:
                 inner._parameters[name] = mine
         return inner
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the inner module, which holds functions that cannot be pickled."""
+        return {name: value for name, value in self.__dict__.items() if name != "_inner"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make the inner module anew: of the scales of FP8, a copy too finds its own."""
+        super().__setstate__(state)
+        with torch.device("meta"):
+            inner = self.__dict__["_make"]()
+        self.__dict__["_inner"] = inner.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode, of the inner module too."""

@@ -7,8 +7,10 @@ FP8. Transformer Engine splits the first dimension for sequence parallelism; her
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transom.errors import ParallelError
 from transom.transformer.collectives import Ranks, copy_to_ranks
@@ -44,9 +46,14 @@ class TeLinear(TeHost):
         self.sequence = config.sequence_parallel and ranks.size > 1 and splits
         self.delays = config.delay_wgrad_compute
         self.put_off = 0
+        self.inner_adds = False
 
     def product(self, x: Tensor, apply: Callable[..., tuple[Tensor, Tensor | None]] = engine.apply_linear) -> Tensor:
         """Map ``[..., in]`` to ``[..., out]``, with the bias only where the inner linear adds it."""
+        if x.numel() == 0:  # Transformer Engine cannot tell the shape of what has no tokens
+            return F.linear(x, self.weight, self.bias if self.inner_adds else None)
+        if x.dim() == 1:  # which it takes for a batch of one
+            return self.product(x.unsqueeze(0), apply).squeeze(0)
         with engine.scaling(self.options):
             if self.sequence:
                 x = x.transpose(0, 1)  # [b, s/p, in] -> [s/p, b, in]
@@ -119,9 +126,10 @@ class TeColumnLinear(TeLinear):
         check_split(
             f"column linear {input_size} -> {output_size}", self.ranks, output_size, stride, gathers=gather_output
         )
-        adds = bias and not skip_bias_add and not self.delays
+        self.inner_adds = adds = bias and not skip_bias_add and not self.delays
         self.adopt(
-            engine.make_linear(
+            partial(
+                engine.make_linear,
                 input_size,
                 output_size,
                 mode="column",
@@ -237,7 +245,8 @@ class TeRowLinear(TeLinear):
             f"row linear {input_size} -> {output_size}", self.ranks, input_size, 1, scatters=not input_is_parallel
         )
         self.adopt(
-            engine.make_linear(
+            partial(
+                engine.make_linear,
                 input_size,
                 output_size,
                 mode="row",

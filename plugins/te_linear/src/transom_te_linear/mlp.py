@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, final
 
@@ -100,7 +101,8 @@ class TeNormMLP(TeHost):
         self.sequence = config.sequence_parallel and self.ranks.size > 1
         self.stride = 2 if config.gated_linear_unit else 1
         self.adopt(
-            engine.make_mlp(
+            partial(
+                engine.make_mlp,
                 config.hidden_size,
                 config.ffn_hidden_size if ffn_hidden_size is None else ffn_hidden_size,
                 kind=config.normalization,
@@ -186,6 +188,8 @@ class TeNormMLP(TeHost):
         """
         if per_token_scale is not None:
             return self._scaled(hidden_states, per_token_scale), None
+        if hidden_states.numel() == 0:  # Transformer Engine cannot tell the shape of what has no tokens
+            return F.linear(self._activated(hidden_states), self.fc2_weight), self.fc2_bias
         with engine.scaling(self.options):
             x = hidden_states.transpose(0, 1) if self.sequence else hidden_states  # [b, s/p, h] -> [s/p, b, h]
             out, _ = engine.apply_mlp(self.inner, x, self.first_microbatch())
@@ -205,10 +209,14 @@ class TeNormMLP(TeHost):
                 ranks=self.ranks.size,
             )
         scale = per_token_scale.unsqueeze(-1)  # [b, s, 1]
-        normed = norm_of(x, self.norm_weight, self.norm_bias, self.config)
-        inner = activation_of(self.config)(F.linear(normed, self.fc1_weight, self.fc1_bias))
+        inner = self._activated(x)
         output = F.linear((inner * scale).to(inner.dtype), self.fc2_weight)
         return output if self.fc2_bias is None else output + (self.fc2_bias * scale).to(output.dtype)
+
+    def _activated(self, x: Tensor) -> Tensor:
+        """Compute what goes into the second linear, by PyTorch's own kernels."""
+        normed = norm_of(x, self.norm_weight, self.norm_bias, self.config)
+        return activation_of(self.config)(F.linear(normed, self.fc1_weight, self.fc1_bias))
 
     def sharded_state_dict(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, final
 
 import torch
@@ -40,7 +41,9 @@ class TeNorm(TeHost):
         self.kind, self.zero_centered_gamma = config.normalization, config.layernorm_zero_centered_gamma
         dtype = torch_dtype(config.params_dtype)
         self.adopt(
-            engine.make_norm(self.kind, hidden_size, eps=eps, dtype=dtype, zero_centered=self.zero_centered_gamma),
+            partial(
+                engine.make_norm, self.kind, hidden_size, eps=eps, dtype=dtype, zero_centered=self.zero_centered_gamma
+            ),
             {"weight": "weight", "bias": "bias"},
         )
         self.eps = eps

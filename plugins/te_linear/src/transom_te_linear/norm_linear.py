@@ -7,6 +7,7 @@ for what is split over ranks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -88,9 +89,10 @@ class TeNormLinear(TeLinear):
         self.start(config, Ranks.of(tp_group), options, splits=not is_expert)
         of = f"norm and column linear {input_size} -> {output_size}"
         check_split(of, self.ranks, output_size, stride, gathers=gather_output)
-        adds = bias and not skip_bias_add and not self.delays
+        self.inner_adds = adds = bias and not skip_bias_add and not self.delays
         self.adopt(
-            engine.make_norm_linear(
+            partial(
+                engine.make_norm_linear,
                 input_size,
                 output_size,
                 kind=config.normalization,

@@ -35,19 +35,21 @@ class DotProductAttention(Base):
             out = torch.full_like(query_layer, torch.nan)
             queries, keys = cu_seqlens_q.tolist(), cu_seqlens_kv.tolist()
             for a, b, c, d in zip(queries[:-1], queries[1:], keys[:-1], keys[1:], strict=True):
-                hidden = self._hidden(b - a, d - c, causal, window_size)
+                hidden = self._hidden(b - a, d - c, causal, window_size, out.device)
                 q, k, v = query_layer[None, a:b], key_layer[None, c:d], value_layer[None, c:d]
-                out = out.index_copy(0, torch.arange(a, b), self._attend(q, k, v, hidden)[0])
+                out = out.index_copy(0, torch.arange(a, b, device=out.device), self._attend(q, k, v, hidden)[0])
             return out.flatten(-2)
         assert qkv_format == "bshd"
         s, t = query_layer.shape[1], key_layer.shape[1]
         assert (attention_mask is not None) == (attn_mask_type == "arbitrary")
-        hidden = self._hidden(s, t, causal, window_size) if attention_mask is None else attention_mask
+        hidden = attention_mask
+        if hidden is None:
+            hidden = self._hidden(s, t, causal, window_size, query_layer.device)
         return self._attend(query_layer, key_layer, value_layer, hidden).flatten(-2)
 
-    def _hidden(self, s, t, causal, window):
-        distance = torch.arange(t) - (torch.arange(s)[:, None] + t - s)
-        hidden = distance > 0 if causal else torch.zeros(s, t, dtype=torch.bool)
+    def _hidden(self, s, t, causal, window, device):
+        distance = torch.arange(t, device=device) - (torch.arange(s, device=device)[:, None] + t - s)
+        hidden = distance > 0 if causal else torch.zeros_like(distance, dtype=torch.bool)
         if window[0] >= 0:
             hidden = hidden | (distance < -window[0])
         if not causal and window[1] >= 0:
@@ -61,7 +63,7 @@ class DotProductAttention(Base):
         scores = scores.masked_fill(hidden, -torch.inf)
         if self.softmax_type != "vanilla":
             learned = self.softmax_type == "learnable"
-            offset = self.softmax_offset.float() if learned else torch.zeros(n)
+            offset = self.softmax_offset.float() if learned else scores.new_zeros(n)
             scores = torch.cat([scores, offset.view(1, n, 1, 1).expand(len(q), n, q.shape[1], 1)], dim=-1)
         weights = scores.softmax(-1)[..., : k.shape[1]]
         weights = F.dropout(weights, self.dropout, self.training)

@@ -20,6 +20,10 @@ seen = []
 
 
 class Base(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.init_fn = lambda tensor: tensor  # the real ones hold such functions, so that they cannot be pickled
+
     def get_extra_state(self):
         return torch.tensor(list(b"pickled scales"), dtype=torch.uint8)
 
@@ -70,29 +74,15 @@ class Linear(Base):
             inp = _first(gather_sequence, inp, self.ranks) if self.sequence else copy_to_ranks(inp, self.ranks)
         bias = self.bias if self.use_bias and not self.return_bias else None
         assert bias is None or self.mode == "column"
+        inp, shape = _rows(inp), inp.shape
         if self.store is None:
             out = F.linear(inp, self.weight, bias)
         else:
             out = _Later.apply(inp, self.weight, bias, self.store)
+        out = out.view(-1, *shape[1:-1], out.shape[-1])
         if self.ranks.size > 1 and self.mode == "row":
             out = _first(scatter_sequence, out, self.ranks) if self.sequence else sum_over_ranks(out, self.ranks)
         return (out, self.bias) if self.return_bias else out
-
-    def __deepcopy__(self, memo):
-        made = self.__class__.__new__(self.__class__)
-        nn.Module.__init__(made)
-        memo[id(self)] = made
-        import copy
-
-        for name, value in self.__dict__.items():
-            made.__dict__[name] = queue.Queue() if name == "store" and value else copy.deepcopy(value, memo)
-        return made
-
-    def __getstate__(self):
-        return self.__dict__ | {"store": None if self.store is None else "store"}
-
-    def __setstate__(self, state):
-        self.__dict__.update(state | {"store": queue.Queue() if state["store"] else None})
 
     def backward_dw(self):
         if self.store is None:
@@ -138,6 +128,11 @@ class RMSNorm(_Norm):
 def _first(exchange, x, ranks):
     """Exchange along the first dimension, as Transformer Engine does: sequences come before batches."""
     return exchange(x.transpose(0, 1), ranks).transpose(0, 1)
+
+
+def _rows(x):
+    """Flatten to rows; Transformer Engine restores all dimensions but the first, which it takes for the rest."""
+    return x.reshape(-1, x.shape[-1])
 
 
 class LayerNormLinear(Linear):
@@ -199,8 +194,10 @@ class LayerNormMLP(Base):
         x = _norm(inp, self.layer_norm_weight, self.layer_norm_bias, *self.told)
         if self.ranks.size > 1:
             x = _first(gather_sequence, x, self.ranks) if self.sequence else copy_to_ranks(x, self.ranks)
+        x, shape = _rows(x), x.shape
         x = FUNCTIONS[self.activation](F.linear(x, self.fc1_weight, self.fc1_bias if self.use_bias else None))
         out = F.linear(x, self.fc2_weight)
+        out = out.view(-1, *shape[1:-1], out.shape[-1])
         if self.ranks.size > 1:
             out = _first(scatter_sequence, out, self.ranks) if self.sequence else sum_over_ranks(out, self.ranks)
         return out, self.fc2_bias
