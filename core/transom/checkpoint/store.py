@@ -6,6 +6,7 @@ import hashlib
 import re
 import shutil
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +63,24 @@ class Checkpoint:
         Raises:
             CheckpointError: the file is damaged or the weights are another model's; the model is untouched.
         """
-        put_tensors(self._weights(model))
+        put_tensors(self._weights(model, self.file(WEIGHTS)))
+
+    def fill_model(self, model: nn.Module) -> None:
+        """Put the weights into a new model, which is to be dropped where this fails: they are compared meanwhile.
+
+        Args:
+            model: as for `load_model`.
+
+        Raises:
+            CheckpointError: as from `load_model`; the model may hold anything.
+        """
+        path = self._present(WEIGHTS)
+        with ThreadPoolExecutor(max_workers=1) as beside:
+            compared = beside.submit(self._compare, WEIGHTS)
+            try:
+                put_tensors(self._weights(model, path))
+            finally:
+                compared.result()  # of a damaged file this says more than what came of reading it
 
     def load_training(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Put weights, optimizer state and random state back, so that training goes on as if never interrupted.
@@ -74,7 +92,7 @@ class Checkpoint:
         Raises:
             CheckpointError: a file is damaged or another model's; nothing was changed.
         """
-        weights = self._weights(model)
+        weights = self._weights(model, self.file(WEIGHTS))
         source = str(self.folder / OPTIMIZER)
         state = state_to_put(model, optimizer, read_tensors(self.file(OPTIMIZER)), source=source)
         restore_random(read_tensors(self.file(RANDOM)))
@@ -88,6 +106,11 @@ class Checkpoint:
         Raises:
             CheckpointError: it is not there, or not as it was written.
         """
+        path = self._present(name)
+        self._compare(name)
+        return path
+
+    def _present(self, name: str) -> Path:
         path = self.folder / name
         record = self.manifest.files.get(name)
         if record is None or not path.is_file():
@@ -96,13 +119,16 @@ class Checkpoint:
         if size != record.bytes:
             what = f"{path} has {size} bytes; {record.bytes} were written."
             raise CheckpointError(what, hint="an older checkpoint", path=path)
-        if digest(path) != record.sha256:
-            raise CheckpointError(f"{path} is not as it was written.", hint="an older checkpoint", path=path)
         return path
 
-    def _weights(self, model: nn.Module) -> Iterable[Placement]:
-        stored = read_tensors(self.file(WEIGHTS))
-        return weights_to_put(model, stored, self.manifest.tied, source=str(self.folder / WEIGHTS))
+    def _compare(self, name: str) -> None:
+        path = self.folder / name
+        if digest(path) != self.manifest.files[name].sha256:
+            raise CheckpointError(f"{path} is not as it was written.", hint="an older checkpoint", path=path)
+
+    def _weights(self, model: nn.Module, path: Path) -> Iterable[Placement]:
+        stored = read_tensors(path)
+        return weights_to_put(model, stored, self.manifest.tied, source=str(path))
 
 
 def save_checkpoint(

@@ -79,7 +79,7 @@ def _from_checkpoint(
 
         load_sharded_model(opened, model)
     else:
-        opened.load_model(model)
+        opened.fill_model(model)
     return model
 
 

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import json
 import resource
+import threading
 from pathlib import Path
 
 import msgspec
 import pytest
 import torch
+from transom.checkpoint import store
 from transom.checkpoint.store import (
+    digest,
     find_checkpoint,
     list_checkpoints,
     open_checkpoint,
@@ -55,6 +58,42 @@ def test_load_model_needs_only_the_weights(saved, trained, tools):
     model, _ = tools[0](seed=5)
     open_checkpoint(saved).load_model(model)
     assert torch.equal(model.middle.weight, trained[0].middle.weight)
+
+
+def test_fill_model_compares_the_file_once_while_it_copies(saved, trained, tools, monkeypatch):
+    compared: list[tuple[Path, bool]] = []
+
+    def noted(path: Path) -> str:
+        compared.append((path, threading.current_thread() is threading.main_thread()))
+        return digest(path)
+
+    monkeypatch.setattr(store, "digest", noted)
+    model, _ = tools[0](seed=5)
+    open_checkpoint(saved).fill_model(model)
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in trained[0].state_dict().items())
+    assert compared == [(saved / "weights.safetensors", False)]
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (lambda p: p.unlink(), "weights.safetensors is missing"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-5]), "weights.safetensors has .* bytes; .* were written"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-1] + b"!"), "weights.safetensors is not as it was written"),
+        (lambda p: p.write_bytes(b"!" * p.stat().st_size), "weights.safetensors is not as it was written"),
+    ],
+    ids=["missing", "truncated", "altered", "unreadable"],
+)
+def test_fill_model_refuses_damaged_weights(saved, tools, damage, text):
+    damage(saved / "weights.safetensors")
+    with pytest.raises(CheckpointError, match=text) as caught:
+        open_checkpoint(saved).fill_model(tools[0](seed=5)[0])
+    assert caught.value.path == saved / "weights.safetensors"
+
+
+def test_fill_model_refuses_another_models_weights(saved, tools):
+    with pytest.raises(CheckpointError, match="the weights are not this model's: 4 differences"):
+        open_checkpoint(saved).fill_model(tools[0](width=8)[0])
 
 
 def test_save_refuses_a_step_that_has_a_checkpoint(saved, trained, manifest):
