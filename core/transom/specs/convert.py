@@ -122,6 +122,8 @@ def _items(data: Any, shape: inspect.Type) -> Iterator[tuple[str | int, Any, ins
 
 def _unknown(data: Any, shape: inspect.Type, path: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
     """Yield the path of every field that there is not, and the fields that there are: dataclasses ignore them."""
+    if not isinstance(data, dict | list):  # nearly everything in a spec holds nothing
+        return
     shape = _inner(shape, data)
     fields = _fields(shape)
     for key, value, inner in _items(data, shape):
