@@ -36,6 +36,7 @@ class Choice:
         config: fields over those of the small model.
         infers_only: has no backward pass.
         tolerance: of logits, relative to the largest; FP8 keeps three bits of a number.
+        passes_before: training passes that it needs before it is compared: delayed scaling learns its scales from them.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Choice:
     config: dict[str, Any] = field(default_factory=dict)
     infers_only: bool = False
     tolerance: float = 0.03 if DEVICE == "cuda" else 1e-4
+    passes_before: int = 0
 
     def __str__(self) -> str:
         return self.name
@@ -91,6 +93,7 @@ def _version(distribution: str) -> str:
 
 
 _TE = ("transformer-engine", "transformer-engine-torch")
+_RECIPES = (("delayed", 2), ("current", 0), ("block", 0))
 _ZERO_CENTRED = {"normalization": "RMSNorm", "layernorm_zero_centered_gamma": True}
 _LIGER = ("liger-kernel", "triton")
 _FLASH = {2: "flash-attn", 3: "fa3-fwd", 4: "flash-attn-4"}
@@ -125,8 +128,9 @@ CHOICES = (
            config={"window_size": [64, 0]}),
     Choice("te_linear", {"linear": "te_linear"}, _TE),
     *(
-        Choice(f"te_linear, FP8 {recipe}", {"linear": "te_linear"}, _TE, {"linear": {"recipe": recipe}}, tolerance=0.2)
-        for recipe in ("delayed", "current", "block")
+        Choice(f"te_linear, FP8 {recipe}", {"linear": "te_linear"}, _TE, {"linear": {"recipe": recipe}}, tolerance=0.2,
+               passes_before=passes)
+        for recipe, passes in _RECIPES
     ),
     Choice("te_norm", {"norm": "te_norm"}, _TE),
     Choice("te_activation", {"activation": "te_activation"}, _TE, config={"use_te_activation_func": True}),
@@ -138,9 +142,10 @@ CHOICES = (
         for also, config in (("", {}), (", RMSNorm", _ZERO_CENTRED))
     ),
     *(
-        Choice(f"{name}, FP8 {recipe}", {slot: name}, _TE, {slot: {"recipe": recipe}}, tolerance=0.2)
+        Choice(f"{name}, FP8 {recipe}", {slot: name}, _TE, {slot: {"recipe": recipe}}, tolerance=0.2,
+               passes_before=passes)
         for slot, name in (("norm_linear", "te_layernorm_linear"), ("mlp", "te_layernorm_mlp"))
-        for recipe in ("delayed", "current", "block")
+        for recipe, passes in _RECIPES
     ),
     Choice("liger_norm, RMSNorm", {"norm": "liger_norm"}, _LIGER, config={"normalization": "RMSNorm"}),
     Choice("liger_norm, LayerNorm", {"norm": "liger_norm"}, _LIGER),

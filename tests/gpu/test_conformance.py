@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from transom import list_implementations
@@ -9,7 +11,17 @@ from transom.testing import CaseSkipped, cases_for
 
 # Packages warn of what is theirs.
 pytestmark = pytest.mark.filterwarnings("default")
-HAS_CUDA = torch.cuda.is_available()
+
+
+def cases_on_cuda(implementation):
+    """Its cases on the device, or one that says that there is none."""
+    if not torch.cuda.is_available():
+        return [None]
+    with warnings.catch_warnings():  # to make cases, it is asked whether it can train, which may import its package
+        warnings.simplefilter("default")
+        return [case for case in cases_for(implementation) if case.device == "cuda"]
+
+
 CASES = [
     (implementation, case)
     for implementation in list_implementations()
@@ -17,7 +29,7 @@ CASES = [
     and implementation.distribution.startswith("transom-")
     and implementation.card is not None
     and "cuda" in implementation.card.devices
-    for case in ([case for case in cases_for(implementation) if case.device == "cuda"] if HAS_CUDA else [None])
+    for case in cases_on_cuda(implementation)
 ]
 
 
