@@ -66,9 +66,10 @@ class _GatedSilu(torch.autograd.Function):
         gate, up = x.chunk(2, dim=-1)
         grads = torch.empty_like(x)
         grad_gate, grad_up = grads.chunk(2, dim=-1)
-        silu = F.silu(gate)
-        torch.mul(grad, silu, out=grad_up)
-        torch.ops.aten.silu_backward.grad_input(torch.mul(grad, up, out=silu), gate, grad_input=grad_gate)
+        # What is computed on the way lies where a gradient will: nothing but the gradients is allocated.
+        torch.mul(grad, up, out=grad_up)
+        torch.ops.aten.silu_backward.grad_input(grad_up, gate, grad_input=grad_gate)
+        torch.ops.aten.silu.out(gate, out=grad_up).mul_(grad)
         return grads
 
 

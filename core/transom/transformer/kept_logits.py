@@ -58,7 +58,7 @@ class _CrossEntropy(torch.autograd.Function):
         logits = F.linear(hidden, weight, bias)  # [tokens, v]
         ignored = labels == ignore_index
         where = labels.masked_fill(ignored, 0)[:, None]  # [tokens, 1]
-        log_z = torch.cat([rows.to(_wide(rows)).logsumexp(-1, keepdim=True) for rows in _parts(logits)])
+        log_z = _log_partition(logits)
         losses = log_z - logits.gather(-1, where)
         if z_loss:
             losses += z_loss * log_z.square()
@@ -86,6 +86,19 @@ class _CrossEntropy(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _log_partition(logits: Tensor) -> Tensor:
+    """Compute ``logsumexp`` of each row, ``[tokens, 1]``; all exponentials are made in the same memory."""
+    space = logits.new_empty(min(_ROWS, len(logits)), logits.shape[1], dtype=_wide(logits))
+    found = []
+    for rows in _parts(logits):
+        peak = rows.amax(-1, keepdim=True).to(space.dtype)
+        peak.masked_fill_(peak.isinf(), 0.0)
+        shifted = space[: len(rows)]
+        torch.sub(rows if rows.dtype == space.dtype else shifted.copy_(rows), peak, out=shifted)
+        found.append(shifted.exp_().sum(-1, keepdim=True).log_().add_(peak))
+    return torch.cat(found) if found else space.new_empty(0, 1)
 
 
 def _become_slopes(logits: Tensor, where: Tensor, cotangent: Tensor, log_z: Tensor, z_loss: float) -> None:
