@@ -151,3 +151,27 @@ def test_fill_refuses_parts_that_do_not_fill_their_place() -> None:
         fill(torch.zeros(4, 2), layout.forward({"a": torch.ones(1, 2), "b": torch.ones(3, 2)}), "ab")
     assert caught.value.what == wrong
     assert caught.value.names == ("ab",)
+
+
+class Joined:
+    """An operation of somebody's own, which says where its parts go."""
+
+    def forward(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [torch.cat(tensors)]
+
+    def backward(self, tensors: list[Tensor]) -> list[Tensor]:
+        return list(tensors[0].chunk(2))
+
+    def fill(self, place: Tensor, tensors: list[Tensor]) -> list[Tensor]:
+        for part, tensor in zip(place.chunk(2), tensors, strict=True):
+            part.copy_(tensor)
+        return [place]
+
+
+def test_fill_asks_the_last_operation_whoever_wrote_it(monkeypatch) -> None:
+    layout, place = LayoutMap([Rule(["a", "b"], "ab", Transpose(), Joined())]), torch.zeros(4, 3)
+    canonical = layout.forward({"a": torch.arange(6.0).view(3, 2), "b": torch.ones(3, 2)})
+    expected = canonical["ab"]
+    monkeypatch.setattr(torch, "cat", None)  # which would take memory
+    fill(place, canonical, "ab")
+    assert torch.equal(place, expected)
