@@ -13,6 +13,11 @@ from typing import Any
 
 import pytest
 
+# What other processes import from here too.
+sys.path.insert(0, str(Path(__file__).parent / "processes"))
+
+from forked import Forked
+
 NORM = '''
 class Fast:
     """Fits the norm slot."""
@@ -81,16 +86,31 @@ class Site:
 
     def run_raw(self, code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run code in a fresh interpreter that sees this directory first."""
-        path = os.pathsep.join(filter(None, [str(self.root), os.environ.get("PYTHONPATH", "")]))
         return subprocess.run(
             [sys.executable, "-c", code, *arguments],
-            env={**os.environ, "PYTHONPATH": path, **environment},
+            env=self._environment(environment),
             cwd=self.root.parent,
             capture_output=True,
             text=True,
             timeout=120,
             check=False,
         )
+
+    def run_with_torch(self, code: str, **environment: str) -> Any:
+        """Do what `run` does in an interpreter that has imported torch before it sees this directory."""
+        file = self.root.parent / "asked.py"
+        file.write_text(code)
+        process = Forked(str(file), environment=self._environment(environment), directory=self.root.parent)
+        try:
+            out, errors = process.communicate(120)
+        finally:
+            process.kill()
+        assert process.returncode == 0, errors
+        return json.loads(out.splitlines()[-1])
+
+    def _environment(self, changes: Mapping[str, str]) -> dict[str, str]:
+        path = os.pathsep.join(filter(None, [str(self.root), os.environ.get("PYTHONPATH", "")]))
+        return {**os.environ, "PYTHONPATH": path, **changes}
 
 
 def _ini(points: Mapping[str, Mapping[str, str]], package: str) -> str:

@@ -100,7 +100,7 @@ def run(scaling, tiny):
     """Give a function that runs code after `SPEC`, `hooked` and `told` are defined."""
 
     def run(code: str, *, environment: dict[str, str] | None = None, **fields):
-        return scaling.run(RUN.format(spec=tiny(**fields)) + code, **(environment or {}))
+        return scaling.run_with_torch(RUN.format(spec=tiny(**fields)) + code, **(environment or {}))
 
     return run
 

@@ -33,7 +33,7 @@ def run(tiny):
     """Give a function that runs code after `SPEC` and `told` are defined."""
 
     def run(site, code: str, *, environment: dict[str, str] | None = None, **fields):
-        return site.run(RUN.format(spec=tiny(**fields)) + code, **(environment or {}))
+        return site.run_with_torch(RUN.format(spec=tiny(**fields)) + code, **(environment or {}))
 
     return run
 

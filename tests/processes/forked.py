@@ -7,6 +7,7 @@ tests that start torchrun.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import runpy
@@ -18,8 +19,6 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["transom.training.run", "transom.cli.main", "torch._dynamo"])
 
@@ -30,13 +29,17 @@ class Forked:
     Args:
         file: that it runs.
         arguments: on its command line.
-        environment: of it.
+        environment: of it; packages are found as in this process, those on its ``PYTHONPATH`` first.
+        directory: where it runs; `None` = where this process does.
     """
 
-    def __init__(self, file: str, *arguments: str, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, file: str, *arguments: str, environment: Mapping[str, str], directory: Path | None = None
+    ) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="forked-"))
         streams = [str(self._folder / name) for name in ("out", "errors")]
-        process = _FORKS.Process(target=_run, args=(file, arguments, dict(environment), streams))
+        settings = (file, arguments, dict(environment), str(directory or Path.cwd()), streams)
+        process = _FORKS.Process(target=_run, args=settings)
         process.start()
         self._process = process
         self._said: tuple[str, str] | None = None
@@ -67,14 +70,20 @@ class Forked:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _run(file: str, arguments: tuple[str, ...], environment: dict[str, str], streams: list[str]) -> None:
+def _run(
+    file: str, arguments: tuple[str, ...], environment: dict[str, str], directory: str, streams: list[str]
+) -> None:
     for descriptor, path in enumerate(streams, start=1):
         opened = os.open(path, os.O_WRONLY | os.O_CREAT)
         os.dup2(opened, descriptor)
         os.close(opened)
+    import torch
+
     os.environ.clear()
     os.environ.update(environment)
-    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    os.chdir(directory)
+    torch.set_num_threads(1)
     sys.argv = [file, *arguments]
-    sys.path.insert(0, str(Path(file).parent))
+    sys.path[:0] = [str(Path(file).parent), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    importlib.invalidate_caches()
     runpy.run_path(file, run_name="__main__")
