@@ -41,3 +41,12 @@ def test_backward_pass_keeps_the_input_alone() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each):
         gated_silu(x)
     assert [each.shape for each in kept] == [x.shape]
+
+
+def test_backward_pass_allocates_the_gradient_alone() -> None:
+    x = torch.randn(64, 8, requires_grad=True)
+    output, grad = gated_silu(x), torch.randn(64, 4)
+    with torch.profiler.profile(profile_memory=True) as profiled:
+        torch.autograd.grad(output, x, grad)
+    sizes = [each.nbytes() for each in profiled.profiler.kineto_results.events() if each.name() == "[memory]"]
+    assert [size for size in sizes if size >= grad.nbytes] == [x.nbytes]

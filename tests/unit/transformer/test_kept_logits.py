@@ -76,6 +76,21 @@ def test_narrow_logits_are_widened_for_all_but_the_products() -> None:
         torch.testing.assert_close(got.float(), right, rtol=5e-2, atol=5e-2)
 
 
+def test_exponentials_of_all_rows_are_made_in_the_same_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_logits, "_ROWS", 2)
+    hidden, weight = torch.randn(6, 4), torch.randn(9, 4)
+    with torch.profiler.profile(profile_memory=True) as profiled:
+        losses(hidden, weight)
+    sizes = [each.nbytes() for each in profiled.profiler.kineto_results.events() if each.name() == "[memory]"]
+    # Of two rows of nine, and smaller than that of the logits.
+    assert [size for size in sizes if size >= 2 * 9 * 4] == [6 * 9 * 4, 2 * 9 * 4]
+
+
+def test_logits_that_are_all_impossible_have_no_partition() -> None:
+    hidden, weight, bias = torch.zeros(6, 4), torch.zeros(9, 4), torch.full((9,), -torch.inf)
+    assert torch.equal(losses(hidden, weight, bias).isnan(), formula(hidden, weight, bias).isnan())
+
+
 def test_nothing_else_is_as_large_as_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     class Large(TorchDispatchMode):
         def __init__(self) -> None:
