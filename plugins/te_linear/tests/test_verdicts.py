@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 import transom
 from transom import BuildContext
 from transom.errors import SpecError
@@ -233,6 +234,22 @@ def test_plan_refuses_a_recipe_that_the_device_does_not_know(slot, install):
         builder.describe(request, builder.Options(recipe="block"))
     assert caught.value.path == "options.recipe"
     assert caught.value.what == "recipe 'block' needs compute capability 9.0, this device has 8.0."
+
+
+@pytest.mark.parametrize(("cuda", "refused"), [("12.8", True), ("12.9", False), ("13.0", False)])
+def test_plan_refuses_a_recipe_that_cuda_does_not_know(cuda, refused, install, monkeypatch):
+    install()
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    request = plain_request("column_linear", H100)
+    builder = default_registry().get("column_linear", "te_linear").load()
+    options = builder.Options(recipe="block")
+    if not refused:
+        assert builder.describe(request, options) == "FP8, block scaling"
+        return
+    with pytest.raises(SpecError, match="recipe 'block' needs CUDA") as caught:
+        builder.describe(request, options)
+    assert caught.value.path == "options.recipe"
+    assert caught.value.what == f"recipe 'block' needs CUDA 12.9, this torch was built with {cuda}."
 
 
 def test_importing_the_plugin_imports_no_transformer_engine(install):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["check_recipe", "describe_recipe", "fill", "uneven"]
 
 _OLDEST = {"delayed": (8, 9), "current": (8, 9), "block": (9, 0)}
+_OLDEST_CUDA_OF_BLOCK = (12, 9)
 
 
 def uneven(name: str, size: int, stride: int, ranks: int) -> Iterator[str]:
@@ -79,6 +80,10 @@ def check_recipe(options: TeOptions, context: BuildContext, sizes: tuple[int, ..
             f"{_dotted(capability)}.",
             "recipe",
         )
+    cuda = torch.version.cuda
+    if options.recipe == "block" and cuda is not None and tuple(map(int, cuda.split(".")[:2])) < _OLDEST_CUDA_OF_BLOCK:
+        oldest_cuda = _dotted(_OLDEST_CUDA_OF_BLOCK)
+        raise _error(f"recipe 'block' needs CUDA {oldest_cuda}, this torch was built with {cuda}.", "recipe")
     odd = [size for size in sizes if size % 16]
     if odd:
         raise _error(f"FP8 needs sizes that are multiples of 16, not {', '.join(map(str, odd))}.", "recipe")
