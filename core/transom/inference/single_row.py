@@ -24,6 +24,7 @@ class SingleRowProducts(TorchFunctionMode):
     would be written to memory.
 
     Example:
+        >>> import torch
         >>> x, weight = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [5.0, 6.0], [7.0, 8.0]])
         >>> with SingleRowProducts():
         ...     F.linear(x, weight)
