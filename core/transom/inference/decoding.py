@@ -296,12 +296,17 @@ def _device(model: nn.Module) -> torch.device:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
+    modes = [(module, module.training) for module in model.modules()]
+    if any(training for _, training in modes):
+        model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        if model.training != modes[0][1]:
+            model.train(modes[0][1])
+        for module, training in modes:
+            if module.training != training:  # one that is trained, or rests, while the others do not
+                module.training = training
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from torch import Tensor
@@ -111,7 +112,7 @@ class GenerationSettings(_Settings):
         super().__post_init__()
         assert self.sampling is not None  # its values are checked
 
-    @property
+    @cached_property
     def sampling(self) -> Sampling:
         """How tokens are chosen."""
         return Sampling(

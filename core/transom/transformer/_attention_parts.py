@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -97,7 +98,12 @@ def make_rotary(config: TransformerConfig, submodules: SelfAttentionSubmodules, 
 
 def is_step_rotary(rotary: Rotary | None) -> bool:
     """Whether a rotary embedding is a `transom.slots.rotary.StepRotary`."""
-    return rotary is not None and "mask" in inspect.signature(rotary.forward).parameters
+    return rotary is not None and _takes_mask(type(rotary))
+
+
+@lru_cache
+def _takes_mask(kind: type[Rotary]) -> bool:
+    return "mask" in inspect.signature(kind.forward).parameters
 
 
 def and_causal(mask: AttentionMask | None) -> AttentionMask:

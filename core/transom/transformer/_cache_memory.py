@@ -75,7 +75,7 @@ class PlainMemory(nn.Module):
 
     def exchange(self, step: CacheStep, new: Tensor) -> Tensor:
         """Write ``new [b, s, g, d]``; return all that is held ``[b, t, g, d]`` in its dtype."""
-        rows = _rows(self.data, step)
+        rows = self.data if step.batch_size == step.cache.batch_size else _rows(self.data, step)
         if step.aligned:
             s = new.shape[1]
             rows.narrow(1, step.extent - s, s).copy_(new.detach() if new.requires_grad else new)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from transom.errors import MaskError
+from transom.transformer._mask_contents import has_no_tensors
 
 if TYPE_CHECKING:
     from transom.transformer.attention_mask import AttentionMask, Window
@@ -55,6 +56,8 @@ _OF_KEYS = {"key_segments": -1, "key_padding": -1, "key_positions": -1, "keep": 
 def check_fields(mask: AttentionMask) -> None:
     """Refuse a mask whose fields have a wrong dtype or rank, or sizes that do not fit together."""
     check_windows(mask.window)
+    if has_no_tensors(mask) and mask.key_segments is None:
+        return
     for name, (kind, fits, ranks, shape) in _FIELDS.items():
         value = getattr(mask, name)
         if value is not None:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from transom.transformer.attention_mask import AttentionMask, Window
+    from transom.transformer.attention_mask import AttentionMask
 
-__all__ = ["has_no_tensors", "needs_gradient", "reaches_left"]
+__all__ = ["has_no_tensors", "needs_gradient"]
 
 
 def has_no_tensors(mask: AttentionMask) -> bool:
@@ -31,8 +31,3 @@ def needs_gradient(value: Any) -> bool:
     if isinstance(value, tuple):
         return any(map(needs_gradient, value))
     return isinstance(value, Tensor) and value.requires_grad
-
-
-def reaches_left(window: Window | None) -> bool:
-    """Whether a window hides nothing that causality does not hide."""
-    return window is None or window[0] is None

@@ -229,13 +229,14 @@ class SelfAttention(Module):
         self, query: Tensor, key: Tensor, positions: Tensor | None, mask: AttentionMask | None
     ) -> tuple[Tensor, Tensor]:
         """Norm and rotate, in the config's order; heads stay in groups, for what makes new tensors makes them whole."""
-        if self.norm_first:
+        has_norms = self.q_layernorm is not None
+        if has_norms and self.norm_first:
             query, key = self._norm(query, key)
         if self.rotates_in_step:
             query, key = self.rotary(query, key, positions, mask=mask)  # type: ignore[call-arg, misc]
         elif self.rotary is not None:
             query, key = self.rotary(query.flatten(2, 3), key.flatten(2, 3), positions)
-        return (query, key) if self.norm_first else self._norm(query, key)
+        return self._norm(query, key) if has_norms and not self.norm_first else (query, key)
 
     def _norm(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         if self.q_layernorm is None or self.k_layernorm is None:

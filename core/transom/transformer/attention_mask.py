@@ -12,7 +12,7 @@ from torch import Tensor
 from transom.errors import MaskError
 from transom.transformer import _mask_caching, _mask_rendering
 from transom.transformer._mask_checks import check_fields, check_lengths, check_windows
-from transom.transformer._mask_contents import has_no_tensors, needs_gradient, reaches_left
+from transom.transformer._mask_contents import has_no_tensors, needs_gradient
 from transom.transformer._mask_packing import VarlenLayout, runs_of_segments, segments_of_cumulative_lengths
 from transom.transformer._mask_rendering import OpenedMask
 
@@ -175,7 +175,9 @@ class AttentionMask:
         Args:
             window: the layer's own window, if it has one.
         """
-        return self.causal and reaches_left(self.window) and reaches_left(window) and has_no_tensors(self)
+        if (window is not None and window[0] is not None) or (self.window is not None and self.window[0] is not None):
+            return False
+        return self.causal and has_no_tensors(self)
 
     def as_bool(self, s: int, t: int, *, device: torch.device, window: Window | None = None) -> Tensor | None:
         """Render who may attend to whom.

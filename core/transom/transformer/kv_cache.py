@@ -310,7 +310,11 @@ class StepLayer:
         Raises:
             CacheError: as `KVCache.begin`, when no step of the model is open.
         """
-        (keys, values), step = self._run(self.entry.update, key, value, positions)
+        step = self.step
+        if step is None or self.is_alone:
+            (keys, values), step = self._run(self.entry.update, key, value, positions)
+        else:
+            keys, values = self.entry.update(step, key, value)
         return keys, values, step.lengths
 
     def update_pages(self, key: Tensor, value: Tensor, positions: Tensor, /) -> Pages | None:

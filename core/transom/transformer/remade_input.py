@@ -36,7 +36,12 @@ def with_remade_input(operation: Callable[[Tensor], _T], make: Callable[[Tensor]
         torch.Size([3, 4])
     """
     made = make(x)
-    if not _keeps_for_autograd() or isinstance(make, nn.Module) or type(made) is not Tensor:
+    if (
+        not torch.is_grad_enabled()
+        or not _keeps_for_autograd()
+        or isinstance(make, nn.Module)
+        or type(made) is not Tensor
+    ):
         return operation(made)
     remade, memory = _Remade(make, x.detach()), _memory(made)
 
@@ -71,6 +76,6 @@ def _unpacked(kept: Tensor | tuple[_Remade, _Layout]) -> Tensor:
 
 
 def _keeps_for_autograd() -> bool:
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is None

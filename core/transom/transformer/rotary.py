@@ -94,11 +94,12 @@ class RotaryEmbedding(nn.Module):
             turns = mask.shared(self.kind, wanted, positions, self._turns)
         # Two turns (cosines, sines) serve both; xPos has two for queries and two for keys.
         cos, sin, key_cos, key_sin = turns if len(turns) == 4 else turns + turns
-        return self._rotate(query, cos, sin), self._rotate(key, key_cos, key_sin)
+        is_plain = query.dtype == key.dtype == cos.dtype and not self.is_partial
+        rotate = self.turn if is_plain else self._turn_within
+        return rotate(query, cos, sin), rotate(key, key_cos, key_sin)
 
-    def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        if x.dtype == cos.dtype and not self.is_partial:
-            return self.turn(x, cos, sin)
+    def _turn_within(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Turn the components that are rotated, in the tables' dtype where that is wider."""
         wide = x.to(torch.promote_types(x.dtype, cos.dtype))
         turned = self.turn(wide[..., : self.rotary_dim], cos, sin).to(x.dtype)
         return torch.cat([turned, x[..., self.rotary_dim :]], dim=-1) if self.is_partial else turned

@@ -151,7 +151,8 @@ class TransformerLayer(Module):
         self.mlp_bda = part(submodules.mlp_bda)
         cross = (submodules.pre_cross_attn_layernorm, submodules.cross_attention, submodules.cross_attn_bda)
         self.reads_context = any(builder is not None for builder in cross)
-        self.keeps_context = "cache" in inspect.signature(self.cross_attention.forward).parameters
+        keeps = self.reads_context and "cache" in inspect.signature(self.cross_attention.forward).parameters
+        self.keeps_context = keeps
 
     @classmethod
     def parts(cls, request: LayerRequest) -> Parts:
@@ -208,7 +209,7 @@ class TransformerLayer(Module):
             the new hidden states ``[b, s, h]``, in float32 with ``config.fp32_residual_connection``; and the context.
         """
         # A branch's output goes on without a name, so that its memory is free for the next one.
-        x = self._residual(hidden_states)
+        x = hidden_states.to(self.residual_dtype) if self.wide_residual else hidden_states
         start = x if self.is_parallel else None
         x = self._add(
             x,
@@ -230,9 +231,6 @@ class TransformerLayer(Module):
             if hasattr(part, "backward_dw"):
                 part.backward_dw()
 
-    def _residual(self, hidden_states: Tensor) -> Tensor:
-        return hidden_states.to(self.residual_dtype) if self.wide_residual else hidden_states
-
     def _normed(self, norm: Any, x: Tensor) -> Tensor:
         normed: Tensor = recomputed(norm, x) if self.recomputes_norms and self.training else norm(x)
         return normed.to(self.dtype) if self.wide_residual else normed
@@ -245,13 +243,12 @@ class TransformerLayer(Module):
     def _mlp(self, x: Tensor) -> Any:
         return recomputed(self.mlp, x) if self.recomputes_mlp and self.training else self.mlp(x)
 
-    def _add(self, residual: Tensor, branch: Any, post_norm: Any, add: Any) -> Tensor:
+    def _add(self, residual: Tensor, branch: Any, post_norm: Any, add: Any) -> Any:
         """Close a residual branch; its last norm, if it has one, sees the bias too."""
         output, bias = branch if isinstance(branch, tuple) else (branch, None)
         if post_norm is not None:
             output, bias = post_norm(output if bias is None else output + bias), None
-        result: Tensor = add(output, bias, residual, self.hidden_dropout, self.training)
-        return result
+        return add(output, bias, residual, self.hidden_dropout, self.training)
 
 
 if TYPE_CHECKING:

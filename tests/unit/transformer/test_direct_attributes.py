@@ -31,7 +31,8 @@ class Scaled(nn.Module):
 def test_module_lists_what_it_has() -> None:
     module = Scaled()
     assert sorted(module.state_dict()) == ["inner.bias", "inner.weight", "scale", "shift"]
-    assert module.inner is module.get_submodule("inner") and module.scale is module.get_parameter("scale")
+    assert module.inner is module.get_submodule("inner")
+    assert module.scale is module.get_parameter("scale")
 
 
 def test_lookup_does_not_pass_through_getattr(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +73,8 @@ def test_replaced_state_is_used_at_once() -> None:
 def test_copies_have_their_own() -> None:
     module = Scaled()
     for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
-        assert other.scale is not module.scale and torch.equal(other(torch.ones(2)), module(torch.ones(2)))
+        assert other.scale is not module.scale
+        assert torch.equal(other(torch.ones(2)), module(torch.ones(2)))
 
 
 def test_parameter_may_be_computed() -> None:
