@@ -58,7 +58,7 @@ class TeHost(ShardedModule):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make the inner module anew: of the scales of FP8, a copy too finds its own."""
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         with torch.device("meta"):
             inner = self.__dict__["_make"]()
         self.__dict__["_inner"] = inner.train(self.training)
