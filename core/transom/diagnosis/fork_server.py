@@ -1,4 +1,8 @@
-"""A process that has imported torch and forks one for every probe: importing torch takes longer than most plugins."""
+"""A process that has imported torch and forks one for every probe: importing torch takes longer than most plugins.
+
+`multiprocessing` has a server that forks, too; but it runs the caller's main module again in each of its processes, and
+gives them the environment that it was started with.
+"""
 
 from __future__ import annotations
 
