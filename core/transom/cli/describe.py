@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from transom.registry.devices import missing_device
 from transom.registry.policy import Policy
 from transom.registry.verdict import unmet_requirements
 from transom.slots import SLOTS
@@ -38,8 +39,10 @@ def describe_all(implementations: Iterable[Implementation], registry: Registry) 
 
     Returns:
         one mapping each. ``names`` holds what one may ask for it by; ``card`` is `None` where nothing is declared;
-        ``unmet`` holds one complaint a requirement that is not met; ``lacks`` the slot's features that the card does
-        not declare, `None` where that cannot be said; ``notes`` a few words on each of these that a reader should know.
+        ``unmet`` holds one complaint a requirement that is not met; ``no_device`` says why the device that the card
+        names is not here, `None` = it is, or only torch can tell; ``lacks`` holds the slot's features that the card
+        does not declare, `None` where that cannot be said; ``notes`` a few words on each of these that a reader should
+        know.
     """
     policy = Policy.current()
     counts = Counter((other.slot, other.name) for other in registry.implementations())
@@ -67,6 +70,7 @@ def _facts(implementation: Implementation, policy: Policy) -> dict[str, Any]:
         "card_error": None if implementation.card_error is None else str(implementation.card_error),
         "card": None if card is None else msgspec.to_builtins(card),
         "unmet": [] if card is None else [complaint for _, complaint in unmet_requirements(card.requires)],
+        "no_device": None if card is None else missing_device(card.devices),
         "lacks": None if card is None or slot is None else [f for f in slot.features if f not in card.features],
     }
 
@@ -87,6 +91,8 @@ def _notes(facts: dict[str, Any]) -> Iterator[str]:
     if facts["unmet"]:
         install = facts["card"]["install"]
         yield f"requires: {'; '.join(facts['unmet'])}{f' ({install})' if install else ''}"
+    elif facts["no_device"]:
+        yield f"hardware: {facts['no_device']}"
 
 
 def describe_slot(name: str, slot: Slot | None) -> dict[str, Any]:

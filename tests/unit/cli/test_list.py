@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from transom.cli import describe
 from transom.cli.main import main
 from transom.slots import SLOTS
 
@@ -93,6 +94,14 @@ def test_list_says_what_the_policy_forbids(install, capsys, monkeypatch):
     main(["list", "norm"])
     notes = _columns(capsys.readouterr().out)["fast"]["notes"]
     assert notes.startswith("forbidden: TRANSOM_PLUGINS_DENY has 'acme-*'; deprecated")
+
+
+def test_list_says_that_the_device_is_missing_and_what_to_do(install, capsys, monkeypatch):
+    monkeypatch.setattr(describe, "missing_device", lambda devices: "it runs on cuda, and none is here (get one)")
+    install("acme-norm", {"norm": {"fast": "Made"}}, card=CARD.replace("no-such-package>=3", "click"))
+    main(["list", "norm"])
+    notes = _columns(capsys.readouterr().out)["fast"]["notes"]
+    assert notes.endswith("hardware: it runs on cuda, and none is here (get one)")
 
 
 def test_list_reports_an_entry_point_for_no_slot(install, capsys):
