@@ -143,7 +143,9 @@ def attend_held(
         return attended
     # The cache refuses to be used without positions, and says so better than a check here would.
     key, value, _ = cache.update(key, value, positions)
-    return attend(attention, query, key, value, cache.mask(mask))
+    if attention.training:
+        return attend(attention, query, key, value, cache.mask(mask))
+    return attention.core_attention(query, key, value, mask=cache.mask(mask))
 
 
 def _missing_part(places: str, field: str, value: object) -> ConfigError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from transom.transformer._cache_checks import (
     refuse_overflow,
     sizes_of,
 )
+from transom.transformer._cache_entry import CacheEntry
 from transom.transformer._cache_memory import PlainMemory, SlotEntry
 from transom.transformer.attention_mask import AttentionMask
 
@@ -28,31 +29,6 @@ if TYPE_CHECKING:
     from transom.transformer.transformer_config import TransformerConfig
 
 __all__ = ["CacheEntry", "CacheStep", "KVCache", "StaticKVCache", "StepLayer", "build_static_kv_cache"]
-
-
-class CacheEntry(Protocol):
-    """What one layer of a `KVCache` holds; a module."""
-
-    @property
-    def window(self) -> int | None:
-        """How many of the last positions it holds; `None` = all."""
-        ...
-
-    def update(self, step: CacheStep, key: Tensor, value: Tensor, /) -> tuple[Tensor, Tensor]:
-        """Write ``[b, s, g, d]`` and ``[b, s, g, dv]``; return the keys and values ``[b, t, ...]`` to attend to."""
-        ...
-
-    def mask(self, step: CacheStep, mask: AttentionMask, /) -> AttentionMask:
-        """Derive the mask over what `update` returned."""
-        ...
-
-    def commit(self, step: CacheStep, /) -> None:
-        """Write what `update` put off."""
-        ...
-
-    def reorder(self, rows: Tensor, length: int, /) -> None:
-        """Let row i hold what row ``rows[i]`` holds in its first ``length`` positions."""
-        ...
 
 
 class KVCache(nn.Module):
@@ -248,6 +224,7 @@ class CacheStep:
         aligned: every row's positions are known to be extent-s ... extent-1.
         shared: what entries of a kind compute once a step.
         pending: what they put off until the commit.
+        derived: the mask that was derived last, which a layer asks about again.
     """
 
     cache: KVCache
@@ -259,6 +236,7 @@ class CacheStep:
     aligned: bool
     shared: dict[Any, Any] = field(default_factory=dict)
     pending: dict[Any, Any] = field(default_factory=dict)
+    derived: AttentionMask | None = None
 
     def layer(self, number: int, /) -> StepLayer:
         """Return the entry of a layer, counted from 0."""
@@ -266,8 +244,8 @@ class CacheStep:
 
     def mask(self, mask: AttentionMask | None, number: int = 0, /) -> AttentionMask:
         """Derive the mask of a layer of this step from the caller's; `None` = all that is held is seen."""
-        derived: AttentionMask = self.cache._entries[number].mask(self, AttentionMask() if mask is None else mask)
-        return derived
+        self.derived = self.cache._entries[number].mask(self, AttentionMask() if mask is None else mask)
+        return self.derived
 
     def commit(self) -> None:
         """Count what was written as in use."""
@@ -333,8 +311,9 @@ class StepLayer:
 
     def mask(self, mask: AttentionMask | None, /) -> AttentionMask:
         """Derive the mask over what the last `update` returned from the caller's, or return one that is derived."""
-        assert self.step is not None, "update() comes first"
-        return self.step.mask(mask, self.number)
+        step = self.step
+        assert step is not None, "update() comes first"
+        return mask if mask is not None and mask is step.derived else step.mask(mask, self.number)
 
 
 @final

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 
 __all__ = ["rms_norm"]
 
@@ -37,7 +37,7 @@ def rms_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
         >>> rms_norm(torch.tensor([1.0, 7.0]), torch.ones(2), 0.0)
         tensor([0.2000, 1.4000])
     """
-    is_slow = x.is_cpu and type(x) in _KINDS and type(scale) in _KINDS and not is_compiling()
+    is_slow = x.is_cpu and type(x) in _KINDS and type(scale) in _KINDS and not is_dynamo_compiling()
     if not is_slow or x.dtype != scale.dtype or x.dtype not in _WIDE:
         return torch.rms_norm(x, scale.shape, scale, eps)
     return (_RMSNorm.apply if torch.is_grad_enabled() else _normed)(x, scale, eps)[0]
