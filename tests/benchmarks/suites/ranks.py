@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -45,7 +44,7 @@ def over_ranks(asked: Settings) -> Table:
     Raises:
         DifferentFunctionError: split and whole, the loss is not the same.
     """
-    samples: dict[str, dict[str, Sequence[float]]] = defaultdict(dict)
+    samples: dict[str, dict[str, Sequence[float]]] = {way: {} for way in _WAYS}
     for count in (1, 2) if asked.small else (1, 2, 4):
         for way, seconds in _together(count, asked.rounds).items():
             samples[way][str(count)] = seconds

@@ -10,6 +10,7 @@ from benchmarks.contenders.contender import DifferentFunctionError
 from benchmarks.settings import Settings
 from benchmarks.suites import ranks
 from benchmarks.suites.ranks import over_ranks
+from benchmarks.table import Table
 
 WAYS = ("data parallel", "tensor parallel")
 
@@ -36,6 +37,7 @@ def test_over_ranks_adds_up_what_all_ranks_took(monkeypatch):
     table = over_ranks(Settings(rounds=2))
     assert table.samples == {way: {"1": [1.0, 1.0], "2": [3.0, 3.0], "4": [10.0, 10.0]} for way in WAYS}
     assert (table.axis, table.page) == ("ranks", "scaling")
+    assert Table.from_json(table.to_json()) == table
     assert table.taken == {"settings": "2 rounds, time of the processor, 1 thread a rank"}
 
 
