@@ -48,8 +48,8 @@ def generate(
     Rows are independent: each has random numbers of its own, and becomes what it would become alone, but for rounding.
 
     Args:
-        model: token ids ``[b, s]`` to logits ``[b, s, v]``, or an encoder-decoder. It is run in evaluation mode; its
-            caches are taken, and given back empty.
+        model: token ids ``[b, s]`` to logits ``[b, s, v]``, or an encoder-decoder. It is run in evaluation mode
+            and under `torch.inference_mode`; its caches are taken, and given back empty.
         prompts: ids of each row, at least one; they may have different lengths. Of an encoder-decoder, what it reads.
         settings: how long, how tokens are chosen, what ends a row, how it is run; `None` = the defaults.
         seed: of the choices: one for each row, or that of the first, from which the others count up; `None` = other
