@@ -12,6 +12,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,14 +81,25 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
 def main(given: Sequence[str] | None = None) -> None:
     """Measure what is asked for, keep it, and write the pages."""
     asked = _arguments(given)
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
     torch.set_num_threads(asked.threads or torch.get_num_threads())
     results = Results(asked.out / "figures.json")
     if not asked.pages:
-        _measure(asked, results)
+        with _quiet():
+            _measure(asked, results)
     for path in write_pages(asked.out, results.tables()):
         print(path)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what libraries have to say out of the tables."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _measure(asked: argparse.Namespace, results: Results) -> None:
