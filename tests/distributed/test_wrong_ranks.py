@@ -103,6 +103,13 @@ def free_ports(count: int) -> list[int]:
 
 def call_together(calls: list[dict[str, Any]]) -> list[list[tuple[int, str]]]:
     """Give each call's exit code and errors, of both ranks."""
+    try:
+        return called(calls, limit=100)
+    except subprocess.TimeoutExpired:  # another process may have taken a port that was free: ranks then never meet
+        return called(calls, limit=240)
+
+
+def called(calls: list[dict[str, Any]], limit: float) -> list[list[tuple[int, str]]]:
     for call, port in zip(calls, free_ports(len(calls)), strict=True):
         call["port"] = port
     processes = [
@@ -110,7 +117,7 @@ def call_together(calls: list[dict[str, Any]]) -> list[list[tuple[int, str]]]:
         for rank in range(2)
     ]
     try:
-        said = [process.communicate(timeout=240) for process in processes]
+        said = [process.communicate(timeout=limit) for process in processes]
     finally:
         for process in processes:
             process.kill()
