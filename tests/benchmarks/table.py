@@ -26,7 +26,7 @@ class Table:
         unit: of the samples: ``"s"``, ``"bytes"``, ``"share"``, or ``""`` for counts.
         samples: by row and column, one for each round; those of a column were taken in the same rounds.
         base: the row that others are compared with; `None` = none.
-        limit: the row that nobody can be below; `None` = unknown.
+        limit: the row of what nobody can do without, done as torch's library does it; `None` = unknown.
         axis: what the columns are numbers of, where they are; a slope is then fitted.
         absent: who could not take part, and why.
         note: what a reader must know of it.

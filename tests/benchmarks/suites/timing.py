@@ -33,7 +33,7 @@ def timed(
         asked: how to measure.
         tolerance: of what they give.
         absent: who cannot take part, and why; who fails joins them.
-        limit: the step that nobody can be faster than.
+        limit: the step of what nobody can do without, done as torch's library does it.
         base: the step that the others are compared with.
         note: for readers.
 

@@ -66,6 +66,18 @@ def test_stream_runs_without_dropout_or_gradients_and_puts_the_mode_back():
     assert model.training
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_stream_puts_back_the_modes_of_parts_that_differ(model, training):
+    model.train(training)
+    model.layers[0].train(not training)
+    before = [module.training for module in model.modules()]
+    tokens = stream(model, PROMPT)
+    next(tokens)
+    assert not any(module.training for module in model.modules())
+    tokens.close()
+    assert [module.training for module in model.modules()] == before
+
+
 def test_stream_puts_the_mode_back_when_it_is_abandoned(model):
     model.train()
     tokens = stream(model, PROMPT)
