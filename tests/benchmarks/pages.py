@@ -21,6 +21,9 @@ is one plain file in torch, `tests/benchmarks/monolith.py`. `transom` is built f
 `torch_dot_product`; what follows a comma is another implementation in its place, of those that serve here. All
 contenders gave the same results before they were timed.
 """
+_STEP = """
+A step is loss, gradients and AdamW, torch's fused one for everybody: `AdamW(..., fused=True)`.
+"""
 _COMPILED = """
 Tables of what is compiled also have the eager monolith, which the others are compared with.
 """
@@ -31,7 +34,7 @@ calls it. Products of a single row that are compiled may be faster than the libr
 
 PAGES: dict[str, tuple[str, str]] = {
     "forward": ("Forward and prefill", _LLAMA + _RATIOS),
-    "training": ("Training step", _LLAMA + "A step is loss, gradients and AdamW.\n" + _RATIOS + _COMPILED),
+    "training": ("Training step", _LLAMA + _STEP + _RATIOS + _COMPILED),
     "decoding": (
         "Decoding",
         _LLAMA
@@ -49,7 +52,7 @@ file, `tests/benchmarks/monolith_t5.py`. All contenders gave the same results be
         + _READ
         + _RATIOS,
     ),
-    "memory": ("Memory of a training step", _LLAMA),
+    "memory": ("Memory of a training step", _LLAMA + _STEP),
     "building": ("Building and loading", _RATIOS),
     "scaling": (
         "Scaling",
