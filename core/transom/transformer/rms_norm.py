@@ -12,7 +12,7 @@ from torch.compiler import is_dynamo_compiling
 __all__ = ["rms_norm"]
 
 _KINDS = (Tensor, nn.Parameter)
-_WIDE = (torch.float32, torch.float64)
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def rms_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
@@ -20,7 +20,8 @@ def rms_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
 
     Torch's own function is called, unless it would run operation by operation: eagerly, on the CPU. There it takes
     fewer of them, which is most of the time of a single token; and the gradients come from their formula, in a quarter
-    of the time and without a copy of the normed input.
+    of the time and without a copy of the normed input. What is narrower than float32 is computed in float32, as torch
+    does, and rounded once; but it is kept for the backward pass as it came.
 
     Args:
         x: ``[..., h]``.
@@ -38,16 +39,18 @@ def rms_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
         tensor([0.2000, 1.4000])
     """
     is_slow = x.is_cpu and type(x) in _KINDS and type(scale) in _KINDS and not is_dynamo_compiling()
-    if not is_slow or x.dtype != scale.dtype or x.dtype not in _WIDE:
+    if not is_slow or x.dtype != scale.dtype or x.dtype not in _DTYPES:
         return torch.rms_norm(x, scale.shape, scale, eps)
     return (_RMSNorm.apply if torch.is_grad_enabled() else _normed)(x, scale, eps)[0]
 
 
 def _normed(x: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Compute the result and 1/√(mean(x²) + ε) ``[..., 1]``."""
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    inverse = torch.addcmul(_constant(eps, x.dtype), length, length, value=1 / x.shape[-1]).rsqrt_()
-    return torch.mul(x, inverse).mul_(scale), inverse
+    """Compute the result and 1/√(mean(x²) + ε) ``[..., 1]``, which is float32 at least."""
+    wide = x if x.dtype.itemsize >= 4 else x.float()
+    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    inverse = torch.addcmul(_constant(eps, wide.dtype), length, length, value=1 / x.shape[-1]).rsqrt_()
+    normed = (torch.mul(x, inverse) if wide is x else wide.mul_(inverse)).mul_(scale)
+    return normed if wide is x else normed.to(x.dtype), inverse
 
 
 @lru_cache
@@ -79,16 +82,20 @@ class _RMSNorm(torch.autograd.Function):
         x, scale, inverse = ctx.saved_tensors
         if torch.is_grad_enabled():  # gradients of these gradients will be asked for
             return *_gradients(grad, x, scale, ctx.eps), None
+        grad, wide_scale = grad.to(inverse.dtype), scale.to(inverse.dtype)
         products = (grad * x).reshape(-1, len(scale))  # [tokens, h]
         grad_scale = products.T.mv(inverse.flatten())
-        mean = products.mv(scale).view_as(inverse) / len(scale)
-        grad_x = (grad * scale).mul_(inverse).addcmul_(x, inverse.pow(3).mul_(mean), value=-1)
-        return grad_x, grad_scale, None
+        mean = products.mv(wide_scale).view_as(inverse) / len(scale)
+        grad_x = (grad * wide_scale).mul_(inverse).addcmul_(x, inverse.pow(3).mul_(mean), value=-1)
+        return grad_x.to(x.dtype), grad_scale.to(scale.dtype), None
 
 
 def _gradients(grad: Tensor, x: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Compute the same in operations that can be differentiated."""
-    inverse = (x.square().mean(-1, keepdim=True) + eps).rsqrt()
+    wide = torch.promote_types(x.dtype, torch.float32)
+    grad, wide_x = grad.to(wide), x.to(wide)
+    inverse = (wide_x.square().mean(-1, keepdim=True) + eps).rsqrt()
     scaled = grad * scale
-    grad_x = inverse * scaled - inverse.pow(3) * x * (scaled * x).mean(-1, keepdim=True)
-    return grad_x, (grad * x * inverse).reshape(-1, len(scale)).sum(0)
+    grad_x = inverse * scaled - inverse.pow(3) * wide_x * (scaled * wide_x).mean(-1, keepdim=True)
+    grad_scale = (grad * wide_x * inverse).reshape(-1, len(scale)).sum(0)
+    return grad_x.to(x.dtype), grad_scale.to(scale.dtype)

@@ -72,12 +72,26 @@ def test_gradients_are_right_when_functions_are_transformed() -> None:
     torch.testing.assert_close(one_by_one, together)
 
 
-def test_backward_pass_keeps_no_normed_copy() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_gradients_of_narrow_inputs_are_rounded_once(dtype: torch.dtype) -> None:
+    x, scale = inputs(dtype)
+    wide = [each.detach().double().requires_grad_() for each in (x, scale)]
+    grad = torch.randn_like(x)
+    expected = torch.autograd.grad(F.rms_norm(wide[0], (8,), wide[1], 1e-5), wide, grad.double())
+    for create_graph in (False, True):  # by the formula, and by operations that can be differentiated again
+        found = torch.autograd.grad(rms_norm(x, scale, 1e-5), (x, scale), grad, create_graph=create_graph)
+        for own, right in zip(found, expected, strict=True):
+            torch.testing.assert_close(own, right.to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float64, 8), (torch.float32, 4), (torch.bfloat16, 2)], ids=str)
+def test_backward_pass_keeps_no_normed_copy_and_no_wide_one(dtype: torch.dtype, size: int) -> None:
     kept: list[int] = []
-    x, scale = inputs()
-    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each.numel()) or each, lambda each: each):
+    x, scale = inputs(dtype)
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each.nbytes) or each, lambda each: each):
         rms_norm(x, scale, 1e-5)
-    assert sorted(kept) == [6, 8, 48]  # a number a token, the scale, the input
+    # a number a token, which is float32 at least; the scale; the input
+    assert sorted(kept) == sorted([6 * max(size, 4), 8 * size, 48 * size])
 
 
 def test_backward_pass_is_a_few_operations() -> None:
