@@ -117,7 +117,8 @@ def attend(
     attention: SelfAttention | CrossAttention, query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask | None
 ) -> Tensor:
     """Attend by an attention's core, recomputed and with draws of the rank's own as its config says."""
-    if not attention.training:
+    is_plain = not (attention.recomputes_core or attention.drawing.dropout)
+    if is_plain or not attention.training:
         return attention.core_attention(query, key, value, mask=mask)
     with attention.drawing(query.device, training=True):
         if attention.recomputes_core:

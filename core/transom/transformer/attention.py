@@ -197,8 +197,18 @@ class SelfAttention(Module):
         """
         if self.is_causal:
             mask = and_causal(mask)
-        query, *gate, key, value = self._project(hidden_states)
-        query, key = self._prepare(query, key, positions, mask)
+        mixed, _ = self.linear_qkv(hidden_states)
+        mixed = mixed if self.shared is None else self.shared.copied(mixed)
+        b, s, _ = mixed.shape
+        mixed = mixed.view(b, s, -1, self.group_size, self.head_size)  # [b, s, g, n/g (+ n/g) + 2, d]
+        query, *gate, key, value = mixed.split_with_sizes(self.group, dim=3)  # [b, s, g, n/g or 1, d]
+        if self.shared is not None:
+            query, *gate, key, value = (self.shared.pick(kind) for kind in (query, *gate, key, value))
+        # Heads stay in groups, for what makes new tensors makes them whole.
+        if self.rotates_in_step and self.q_layernorm is None:
+            query, key = self.rotary(query, key, positions, mask=mask)  # type: ignore[call-arg, misc]
+        else:
+            query, key = self._prepare(query, key, positions, mask)
         query, key, value = query.flatten(2, -2), key.flatten(2, -2), value.flatten(2, -2)  # -> [b, s, n or g, d]
         if self.rotates_in_step and value.requires_grad and not is_compiling():
             value = value.contiguous()  # a view would keep the unrotated queries and keys, too
@@ -216,19 +226,10 @@ class SelfAttention(Module):
         self.linear_proj.backward_dw()
         self.linear_qkv.backward_dw()
 
-    def _project(self, hidden_states: Tensor) -> list[Tensor]:
-        """Project to queries (and gates) ``[b, s, g, n/g, d]``, keys and values ``[b, s, g, 1, d]``."""
-        mixed, _ = self.linear_qkv(hidden_states)
-        b, s, _ = mixed.shape
-        mixed = mixed if self.shared is None else self.shared.copied(mixed)
-        mixed = mixed.view(b, s, -1, self.group_size, self.head_size)  # [b, s, g, n/g (+ n/g) + 2, d]
-        kinds = mixed.split_with_sizes(self.group, dim=3)
-        return list(kinds) if self.shared is None else [self.shared.pick(kind) for kind in kinds]
-
     def _prepare(
         self, query: Tensor, key: Tensor, positions: Tensor | None, mask: AttentionMask | None
     ) -> tuple[Tensor, Tensor]:
-        """Norm and rotate, in the config's order; heads stay in groups, for what makes new tensors makes them whole."""
+        """Norm and rotate, in the config's order."""
         has_norms = self.q_layernorm is not None
         if has_norms and self.norm_first:
             query, key = self._norm(query, key)

@@ -360,17 +360,16 @@ class AttentionMask:
     ) -> _T:
         """Keep what the layers of a step would all make alike, under a name, of some values and the tokens' positions.
 
-        While compiling, all make it: a graph computes once what is the same, and layers that are compiled one by one
-        are one graph only if none finds what another left.
+        What is made while compiling is not kept: a graph computes once what is the same, and layers that are compiled
+        one by one are one graph only if none finds what another left.
         """
-        if torch.compiler.is_compiling():
-            return make(wanted, positions)
         made = self._memo.get(name)
         if made is not None and made[0] == wanted and made[1] is positions:
             found: _T = made[2]
             return found
         value = make(wanted, positions)
-        self._memo[name] = (wanted, positions, value)
+        if not torch.compiler.is_compiling():
+            self._memo[name] = (wanted, positions, value)
         return value
 
     def unrendered(self) -> AttentionMask:

@@ -29,17 +29,11 @@ def gated_silu(x: Tensor) -> Tensor:
         >>> gated_silu(torch.tensor([0.0, 2.0, 3.0, 1.0]))
         tensor([0.0000, 1.7616])
     """
-    if not torch.is_grad_enabled():
-        return _gated(x)
-    if type(x) is Tensor and not torch.compiler.is_compiling():
+    is_differentiated = torch.is_grad_enabled()
+    if is_differentiated and type(x) is Tensor and not torch.compiler.is_compiling():
         return _GatedSilu.apply(x)
     gate, up = x.chunk(2, dim=-1)  # [..., 2f] -> 2 x [..., f]
-    return F.silu(gate) * up
-
-
-def _gated(x: Tensor) -> Tensor:
-    gate, up = x.chunk(2, dim=-1)
-    return F.silu(gate).mul_(up)
+    return F.silu(gate) * up if is_differentiated else F.silu(gate).mul_(up)
 
 
 class _GatedSilu(torch.autograd.Function):
@@ -52,7 +46,8 @@ class _GatedSilu(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        return _gated(x)
+        gate, up = x.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:

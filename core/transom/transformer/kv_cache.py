@@ -73,6 +73,7 @@ class KVCache(nn.Module):
         # In a tuple too: a decoding step looks each of them up.
         self._entries: tuple[Any, ...] = tuple(self.entries)
         self.windows = tuple({entry.window for entry in self._entries} - {None})
+        self.masks_alike = all(isinstance(entry, SlotEntry) for entry in self._entries)
         # Made in inference mode, they could be written to in that mode only.
         with torch.inference_mode(False):
             for name in ("lengths", "reached"):
@@ -225,6 +226,7 @@ class CacheStep:
         shared: what entries of a kind compute once a step.
         pending: what they put off until the commit.
         derived: the mask that was derived last, which a layer asks about again.
+        asked: what it was derived from.
     """
 
     cache: KVCache
@@ -237,6 +239,7 @@ class CacheStep:
     shared: dict[Any, Any] = field(default_factory=dict)
     pending: dict[Any, Any] = field(default_factory=dict)
     derived: AttentionMask | None = None
+    asked: AttentionMask | None = None
 
     def layer(self, number: int, /) -> StepLayer:
         """Return the entry of a layer, counted from 0."""
@@ -244,7 +247,9 @@ class CacheStep:
 
     def mask(self, mask: AttentionMask | None, number: int = 0, /) -> AttentionMask:
         """Derive the mask of a layer of this step from the caller's; `None` = all that is held is seen."""
-        self.derived = self.cache._entries[number].mask(self, AttentionMask() if mask is None else mask)
+        if self.derived is None or mask is None or mask is not self.asked or not self.cache.masks_alike:
+            self.derived = self.cache._entries[number].mask(self, AttentionMask() if mask is None else mask)
+            self.asked = mask
         return self.derived
 
     def commit(self) -> None:

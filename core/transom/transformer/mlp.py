@@ -251,6 +251,8 @@ class MLP(Module):
         """
         inner, bias = self.linear_fc1(hidden_states)  # [b, s, h] -> [b, s, f] or [b, s, 2f]
         inner = inner if bias is None else inner + bias
+        if per_token_scale is None and not torch.is_grad_enabled():
+            return self.linear_fc2(self.activation_func(inner))  # -> [b, s, h]
         if per_token_scale is None:
             return with_remade_input(self.linear_fc2, self.activation_func, inner)
         inner, scale = self.activation_func(inner), per_token_scale.unsqueeze(-1)  # [b, s, f], [b, s, 1]

@@ -127,6 +127,7 @@ class TransformerLayer(Module):
         self.is_parallel = config.parallel_residual
         self.recomputes_norms = "layernorm" in config.recompute_modules
         self.recomputes_mlp = "mlp" in config.recompute_modules
+        self.norms_as_is = not (self.recomputes_norms or self.wide_residual)
 
         def norm(builder: NormBuilder | None) -> Any:
             width, eps = config.hidden_size, config.layernorm_epsilon
@@ -213,7 +214,12 @@ class TransformerLayer(Module):
         start = x if self.is_parallel else None
         x = self._add(
             x,
-            self.self_attention(self._normed(self.input_layernorm, x), mask=mask, positions=positions, cache=cache),
+            self.self_attention(
+                self.input_layernorm(x) if self.norms_as_is else self._normed(self.input_layernorm, x),
+                mask=mask,
+                positions=positions,
+                cache=cache,
+            ),
             self.post_attention_layernorm,
             self.self_attn_bda,
         )
@@ -222,7 +228,9 @@ class TransformerLayer(Module):
             kept = self._kept_context(cache)
             branch = self.cross_attention(normed, key_value_states=context, mask=context_mask, **kept)
             x = self._add(x, branch, None, self.cross_attn_bda)
-        branch = self._mlp(self._normed(self.pre_mlp_layernorm, x if start is None else start))
+        branch = x if start is None else start
+        branch = self.pre_mlp_layernorm(branch) if self.norms_as_is else self._normed(self.pre_mlp_layernorm, branch)
+        branch = recomputed(self.mlp, branch) if self.recomputes_mlp and self.training else self.mlp(branch)
         return self._add(x, branch, self.post_mlp_layernorm, self.mlp_bda), context
 
     def backward_dw(self) -> None:
@@ -239,9 +247,6 @@ class TransformerLayer(Module):
         """Give cross-attention's entry to one that can keep what it reads; the others read it anew."""
         entry = getattr(cache, "context", None)
         return {"cache": entry} if self.keeps_context and entry is not None else {}
-
-    def _mlp(self, x: Tensor) -> Any:
-        return recomputed(self.mlp, x) if self.recomputes_mlp and self.training else self.mlp(x)
 
     def _add(self, residual: Tensor, branch: Any, post_norm: Any, add: Any) -> Any:
         """Close a residual branch; its last norm, if it has one, sees the bias too."""

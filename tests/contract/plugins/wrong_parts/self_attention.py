@@ -75,11 +75,9 @@ class BlindRowsNan(SelfAttention):
 
 
 class QueryProjectionDetached(SelfAttention):
-    def _prepare(self, query, key, *others):
-        return super()._prepare(query, key.detach(), *others)
-
-    def _project(self, hidden_states):
-        return [part.detach() for part in super()._project(hidden_states)]
+    def __init__(self, *args, **others):
+        super().__init__(*args, **others)
+        self.linear_qkv.register_forward_hook(lambda linear, inputs, outputs: (outputs[0].detach(), outputs[1]))
 
 
 class Float32Output(SelfAttention):
