@@ -277,7 +277,7 @@ class _Making:
 
     def shared_out(self, module: nn.Module, node: Node) -> nn.Module:
         """Let a core attention have queries of a share of the sequence, where ranks share it."""
-        if not isinstance(node.request, CoreAttentionRequest) or self.context_ranks.size == 1:
+        if self.context_ranks.size == 1 or not isinstance(node.request, CoreAttentionRequest):
             return module
         return ContextParallelAttention(module, self.context_ranks, windowed=node.request.window is not None)
 
@@ -330,7 +330,7 @@ class _Builder:
 
     def _make(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module:
         try:
-            module = self.build(*args, **(kwargs | self.bound))
+            module = self.build(*args, **(kwargs | self.bound if self.bound else kwargs))
         except Exception as error:
             error.add_note(f"while building {self._where()}")
             raise
@@ -340,18 +340,19 @@ class _Builder:
                 hint="report it to the plugin's authors",
                 path=self.node.path,
             )
-        if self.node.slot == "norm" and self.making.sequence_parallel:
+        if self.making.sequence_parallel and self.node.slot == "norm":
             mark_partial_gradients(module)
-        if self.node.parts:
-            move_names(module, dict(self._moved()))
+        taken = [child for child in self.node.children() if child.within is not None] if self.node.parts else ()
+        if taken:
+            move_names(module, dict(self._moved(taken)))
         keep_state_canonical(module)
         return self.making.shared_out(self.making.hooked(module, self.node), self.node)
 
-    def _moved(self) -> Iterator[tuple[str, str]]:
+    def _moved(self, taken: Iterable[Node]) -> Iterator[tuple[str, str]]:
         """Yield where the parameters of norms lie that other places took in, and the names that states give them."""
         prefix = f"{self.node.path}." if self.node.path else ""
-        for child in self.node.children():
-            for name in ("weight", "bias") if child.within is not None else ():
+        for child in taken:
+            for name in ("weight", "bias"):
                 yield f"{child.within}.norm.{name}".removeprefix(prefix), f"{child.path}.{name}".removeprefix(prefix)
 
     def _submodules(self) -> Any:
@@ -372,10 +373,9 @@ class _Builder:
         return partial(builder.build, **builder.bound) if builder.slot.late else builder
 
     def _check_as_planned(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = dict(zip(self.parameters, args, strict=False)) | kwargs
+        given = dict(zip(self.parameters, args, strict=False)) | kwargs if args else kwargs
         for name in _planned(self.kind):
-            planned = getattr(self.node.request, name)
-            if given.get(name, planned) != planned:
+            if name in given and given[name] != (planned := getattr(self.node.request, name)):
                 raise BuildError(
                     f"{self.node.path} was planned with {name}={planned} and is being built with {given[name]}.",
                     hint="the implementation above it must ask in parts() for what it builds",

@@ -54,6 +54,14 @@ class Resolution(Attempt):
         """The verdict of the chosen one."""
         return self.verdicts[-1]
 
+    @property
+    def rests_on_card(self) -> bool:
+        """Whether data alone decided: the first was chosen, and is none that asks for more by ``supports``.
+
+        It then serves every request that asks the same of its card (`transom.registry.verdict.asked_of_card`).
+        """
+        return len(self.verdicts) == 1 and getattr(self.chosen.load(), "supports", None) is None
+
 
 def auto_order(slot: Slot) -> tuple[str, ...]:
     """Return the names that ``auto`` stands for in a slot: the user's order, or else core's own choice.

@@ -78,5 +78,10 @@ def unreceived(builder: Any, names: Iterable[str]) -> tuple[str, ...]:
         >>> unreceived(MLP, ["linear_fc1", "linear_fc3"])
         ('linear_fc3',)
     """
-    known = {field.name for field in dataclasses.fields(builder.Submodules)}
-    return tuple(name for name in names if name not in known)
+    known = _fields(builder.Submodules)
+    return tuple([name for name in names if name not in known])
+
+
+@lru_cache(maxsize=256)
+def _fields(declared: type) -> frozenset[str]:
+    return frozenset(field.name for field in dataclasses.fields(declared))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from transom.registry.policy import Policy
 
-__all__ = ["Stage", "Verdict", "contract_refusal", "judge", "judge_by_card", "unmet_requirements"]
+__all__ = ["Stage", "Verdict", "asked_of_card", "contract_refusal", "judge", "judge_by_card", "unmet_requirements"]
 
 Stage = Literal["missing", "policy", "api", "requires", "hardware", "features", "broken", "supports", "ok"]
 
@@ -72,6 +72,15 @@ def judge(implementation: Implementation, slot: Slot, request: Request, policy: 
     if reasons:
         return _no(implementation, "supports", "; ".join(reasons), None)
     return verdict
+
+
+def asked_of_card(request: Request) -> tuple[BuildContext, frozenset[str], bool]:
+    """Return all of a request that `judge_by_card` looks at where it says yes: equal requests in this get one answer.
+
+    Args:
+        request: what must be served.
+    """
+    return request.context, request.features, getattr(request, "after_norm", False)
 
 
 def judge_by_card(implementation: Implementation, slot: Slot, request: Request, policy: Policy) -> Verdict:

@@ -166,7 +166,7 @@ def plan(
         config=config,
         context=request.context,
         root=root,
-        sources=planner.sources(root),
+        sources=planner.sources(),
         hooks=hooks,
         idle_options=planner.idle_options.still_held(),
     )

@@ -14,8 +14,8 @@ from transom.registry.policy import Policy
 from transom.registry.registry import Registry, default_registry
 from transom.registry.resolve import Resolution, parse_chain, resolve
 from transom.registry.submodules import declared_parts, unreceived
-from transom.registry.verdict import Verdict
-from transom.slots import SLOTS, Part, Request
+from transom.registry.verdict import Verdict, asked_of_card
+from transom.slots import SLOTS, Part, Request, Slot
 from transom.slots.norm_linear import SEPARATE
 from transom.specs.bundle import Bundle, load_bundles
 from transom.specs.idle_options import IdleOptions
@@ -74,7 +74,8 @@ class Planner:
             presets=[Layer(bundle.data.options, bundle.label) for bundle in self.bundles],
         )
         self._locked = {} if self.lock is None else {(node.path, node.slot): node for node in self.lock.nodes}
-        self._known: dict[tuple[str, tuple[str, ...], Request], Resolution] = {}
+        self._slots: dict[str, Slot] = {}
+        self._known: dict[tuple[Any, ...], Resolution] = {}
         self._norms = NormPairs(self._use, self.registry, () if self.lock is None else self._locked)
 
     def tree(self, part: Part) -> Node:
@@ -85,30 +86,28 @@ class Planner:
             ResolutionError: nobody can serve a place.
         """
         root = self._node("", part)
-        places = [(node.path, node.slot) for node in root.nodes()]
-        self._use.check_all_matched(places)
-        self._options.check_all_matched(places)
+        self._use.check_all_matched((node.path, node.slot) for node in root.nodes())
+        self._options.check_all_matched((node.path, node.slot) for node in root.nodes())
         for line in self.idle_options.told():
             self.registry.tell_once(logging.INFO, line)
         return root
 
-    def sources(self, root: Node) -> dict[str, str]:
-        """Distributions beside those of the chosen that were drawn on, with versions: of bundles and of slots."""
+    def sources(self) -> dict[str, str]:
+        """Distributions beside those of the chosen that the tree draws on, with versions: of bundles and of slots."""
         found = {bundle.distribution: bundle.version for bundle in self.bundles}
-        for slot in {node.slot for node in root.nodes()} - SLOTS.keys():
+        for slot in self._slots.keys() - SLOTS.keys():
             found |= {entry.distribution: entry.version for entry in self.registry.table.slots.get(slot, ())}
         return dict(sorted(found.items()))
 
     def _node(self, path: str, part: Part, norm: NormPlace | None = None) -> Node:
         """Resolve a place; ``norm`` is the one before it that feeds nothing else, which it may fill too."""
         part, resolution, asked_by = self._served(path, part, norm)
-        card = resolution.chosen.card
-        if norm is not None and (part.slot == "norm_linear" or (card is not None and card.includes_norm)):
+        if norm is not None and (part.slot == "norm_linear" or _includes_norm(resolution.chosen)):
             self._norms.take(norm, path, resolution, asked_by)
             norm = None
         builder = resolution.chosen.load()
-        options = self._typed_options(path, part.slot, builder, resolution)
-        describe = getattr(builder, "describe", None)
+        options = self._typed_options(path, part.slot, builder, resolution) if self._options.rules else None
+        describe, has_parts = getattr(builder, "describe", None), hasattr(builder, "parts")
         return Node(
             path=path,
             slot=part.slot,
@@ -117,18 +116,24 @@ class Planner:
             resolution=resolution,
             options=options,
             note="" if describe is None else describe(part.request, options),
-            parts=self._parts(path, resolution.chosen, part.request, options, norm),
-            api=self.registry.slot(part.slot).api,
+            parts=self._parts(path, resolution.chosen, part.request, options, norm) if has_parts else {},
+            api=self._slot(part.slot).api,
         )
+
+    def _slot(self, name: str) -> Slot:
+        slot = self._slots.get(name)
+        if slot is None:
+            slot = self._slots[name] = self.registry.slot(name)
+        return slot
 
     def _served(self, path: str, part: Part, norm: NormPlace | None) -> tuple[Part, Resolution, str]:
         """Say who serves a place, together with the norm before it or by itself, and who asked for that."""
         passed_over: tuple[Verdict, ...] = ()
         if norm is not None and part.reads_input:
             names, asked, asked_by = self._norms.asked(path, norm)
-            pair = norm_linear(norm.part, part)
             try:
                 if names:
+                    pair = norm_linear(norm.part, part)
                     found = self._resolution(path, pair, names, asked_by, last_resort=SEPARATE in asked)
                     return pair, replace(found, asked=asked), asked_by
             except ResolutionError as error:
@@ -148,7 +153,7 @@ class Planner:
         if slot == "model":
             where = f"model in {self.spec.source}"
             return parse_chain(self.spec.model, asked_by=where), where
-        default = self.registry.slot(slot).default
+        default = self._slot(slot).default
         if default is None:
             raise SpecError(
                 f"the spec names nobody for {path} and slot {slot} has no default.",
@@ -164,7 +169,7 @@ class Planner:
     def _resolution(
         self, path: str, part: Part, asked: tuple[str, ...], asked_by: str, *, last_resort: bool = False
     ) -> Resolution:
-        locked = self._locked.get((path, part.slot))
+        locked = self._locked.get((path, part.slot)) if self._locked else None
         if locked is not None:
             return _as_locked(locked, asked, self._chosen_by(locked, part))
         if self.lock is not None:
@@ -186,10 +191,10 @@ class Planner:
             ) from error
 
     def _resolve(self, part: Part, names: tuple[str, ...], asked_by: str, *, last_resort: bool = False) -> Resolution:
-        key = (part.slot, names, part.request)
-        found = self._known.get(key)
+        alike = (part.slot, names, *asked_of_card(part.request))
+        found = self._known.get(alike) or self._known.get((part.slot, names, part.request))
         if found is None:
-            found = self._known[key] = resolve(
+            found = resolve(
                 part.slot,
                 names,
                 part.request,
@@ -198,6 +203,7 @@ class Planner:
                 policy=self._policy,
                 goes_on=last_resort,
             )
+            self._known[alike if found.rests_on_card else (part.slot, names, part.request)] = found
         return found
 
     def _parts(
@@ -224,9 +230,9 @@ class Planner:
             for name, part in declared.items()
             if isinstance(part, Part) and part.feeds is not None
         }
-        found: dict[str, Node | tuple[Node, ...]] = {}
+        found: dict[str, Node | tuple[Node, ...]] = dict.fromkeys(declared, ())
         # Norms come last: what they feed may have taken them in.
-        for name, part in sorted(declared.items(), key=lambda item: getattr(item[1], "feeds", None) is not None):
+        for name, part in sorted(declared.items(), key=_feeds) if norms else declared.items():
             if isinstance(part, Part):
                 inner = _join(path, part.path or name)
                 before = norms.get(name, norm if part.reads_input else None)
@@ -234,11 +240,9 @@ class Planner:
             else:
                 each = ((p.path or f"{name}.{i}", p) for i, p in enumerate(part))
                 found[name] = tuple(self._node(_join(path, inner), p) for inner, p in each)
-        return {name: found[name] for name in declared}
+        return found
 
     def _typed_options(self, path: str, slot: str, builder: Any, resolution: Resolution) -> Any:
-        if not self._options.rules:
-            return None
         chosen, declared = resolution.chosen, getattr(builder, "Options", None)
         ref = chosen.ref
         asked = {*resolution.asked, *(name.rpartition("/")[2] for name in resolution.asked)}
@@ -288,6 +292,14 @@ class Planner:
         if idle is not None and (idle.of is None or idle.of not in names):
             self.idle_options.drop(idle, path, use)
         return True
+
+
+def _includes_norm(chosen: Implementation) -> bool:
+    return chosen.card is not None and chosen.card.includes_norm
+
+
+def _feeds(item: tuple[str, Part | Sequence[Part]]) -> bool:
+    return getattr(item[1], "feeds", None) is not None
 
 
 def _as_locked(locked: LockedNode, asked: tuple[str, ...], found: Resolution) -> Resolution:

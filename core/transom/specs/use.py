@@ -87,12 +87,12 @@ class Rule(Generic[T]):
     slots: tuple[str, ...]
     tier: int = 0
 
-    @property
+    @cached_property
     def target(self) -> str:
         """The pattern without the implementation that it names."""
         return self.pattern.partition("/")[0]
 
-    @property
+    @cached_property
     def of(self) -> str | None:
         """The implementation that it is for; `None` = any."""
         return self.pattern.partition("/")[2] or None
@@ -122,7 +122,7 @@ class Rule(Generic[T]):
         # The last component has no dot after it; a final ** takes one component or more.
         return re.compile(text + "[^.]+" if components[-1] == "**" else text.removesuffix(r"\."))
 
-    @property
+    @cached_property
     def specificity(self) -> tuple[int, int, int, int, int]:
         """How narrow it is: exact paths over globs, globs with more literal components first, paths over slots."""
         named = int(self.of is not None)
@@ -165,6 +165,7 @@ class Rules(Generic[T]):
         ranked += [(0, i, layer) for i, layer in enumerate(layers)]
         self.rules = [rule for tier, rank, layer in ranked for rule in self._of(layer, tier, rank)]
         self.matched: set[int] = set()
+        self._by_slot: dict[str, list[tuple[int, Rule[T]]]] = {}
 
     def _of(self, layer: Layer[T], tier: int, rank: int) -> Iterator[Rule[T]]:
         known = set(self.known)
@@ -205,9 +206,12 @@ class Rules(Generic[T]):
         Raises:
             SpecError: two equally specific entries say different things.
         """
+        spoken = self._spoken_of(slot)
+        if not spoken:
+            return None
         found: list[tuple[tuple[int, int, int, int, int], int]] = []
         holding, spoken_of = {None, *chosen}, {None, *chosen, *asked}
-        for i, rule in enumerate(self.rules):
+        for i, rule in spoken:
             if rule.of in spoken_of and rule.matches(path, slot) and accept(rule):
                 self.matched.add(i)
                 if rule.of in holding and not idle(rule):
@@ -228,11 +232,19 @@ class Rules(Generic[T]):
                 )
         return first
 
-    def check_all_matched(self, nodes: Sequence[tuple[str, str]]) -> None:
+    def _spoken_of(self, slot: str) -> Sequence[tuple[int, Rule[T]]]:
+        """Give the entries that may speak of a node in a slot; asked of each node, answered once a slot."""
+        known = self._by_slot.get(slot)
+        if known is None:
+            known = [(i, rule) for i, rule in enumerate(self.rules) if not rule.slots or slot in rule.slots]
+            self._by_slot[slot] = known
+        return known
+
+    def check_all_matched(self, nodes: Iterable[tuple[str, str]]) -> None:
         """Refuse an entry that spoke of no node: a misspelt path must not be silently without effect.
 
         Args:
-            nodes: path and slot of every node.
+            nodes: path and slot of every node, looked at only for an error.
 
         Raises:
             SpecError: with the nearest paths.
@@ -241,7 +253,8 @@ class Rules(Generic[T]):
         for i, rule in enumerate(self.rules):
             if i in self.matched or (rule.tier < 0 and not rule.is_unknown_word):
                 continue
-            self._explain_unmatched(rule, [path for path, _ in nodes if path], sorted({slot for _, slot in nodes}))
+            places = list(nodes)
+            self._explain_unmatched(rule, [path for path, _ in places if path], sorted({slot for _, slot in places}))
 
     def _explain_unmatched(self, rule: Rule[T], paths: Sequence[str], slots: Sequence[str]) -> NoReturn:
         if rule.is_unknown_word:

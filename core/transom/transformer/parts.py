@@ -297,7 +297,7 @@ def _attention(request: ArchitectureRequest, layer_number: int, slot: str) -> Pa
 
 
 def _when(features: dict[str, bool]) -> frozenset[str]:
-    return frozenset(name for name, is_asked in features.items() if is_asked)
+    return frozenset([name for name, is_asked in features.items() if is_asked])
 
 
 def _split_features(config: TransformerConfig) -> frozenset[str]:

@@ -255,6 +255,16 @@ def test_resolve_does_not_catch_what_building_raises(site):
         builder(None, 1, 1e-5)
 
 
+def test_resolution_rests_on_the_card_where_nothing_else_was_asked(registry, site, make_card):
+    assert _resolve(registry, "good").rests_on_card
+    # What a refusal says may name what the card does not tell of.
+    assert not _resolve(registry, "cuda | good").rests_on_card
+    code = "def Fast(config, hidden_size, eps): ...\nFast.supports = lambda request: ()"
+    card = make_card("norm.asks", features=["rmsnorm"])
+    site.install("acme-asks", {"norm": {"asks": "Fast"}}, card=card, code=code)
+    assert not _resolve(Registry(scan([str(site.root)])), "asks").rests_on_card
+
+
 def test_resolution_pickles(registry):
     resolution = _resolve(registry, "cuda | bad | good")
     copy = pickle.loads(pickle.dumps(resolution))

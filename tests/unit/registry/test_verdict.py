@@ -9,7 +9,7 @@ import pytest
 from transom.registry.implementation import Implementation
 from transom.registry.policy import Policy
 from transom.registry.registry import Registry
-from transom.registry.verdict import Verdict, judge, judge_by_card, unmet_requirements
+from transom.registry.verdict import Verdict, asked_of_card, judge, judge_by_card, unmet_requirements
 from transom.slots import SLOTS, ArchitectureRequest, BuildContext
 from transom.slots.norm import NormRequest
 from transom.transformer.parts import core_attention
@@ -60,6 +60,20 @@ def test_judge_refuses_by_policy_before_it_reads_the_card(site):
     verdict = _judge(policy=Policy(deny=("acme-*",)))
     assert verdict == _no("policy", "the policy forbids acme-norm: TRANSOM_PLUGINS_DENY has 'acme-*'")
     assert str(verdict) == "acme-norm/fast: the policy forbids acme-norm: TRANSOM_PLUGINS_DENY has 'acme-*' (policy)"
+
+
+def test_asked_of_card_tells_alike_what_judge_by_card_does(install):
+    install()
+    mlp = SLOTS["mlp"].request(
+        context=CUDA,
+        config=TransformerConfig(num_layers=1, hidden_size=8, num_attention_heads=1),
+        layer_number=2,
+        after_norm=True,
+    )
+    assert asked_of_card(mlp) == asked_of_card(replace(mlp, layer_number=3)) == (CUDA, frozenset(), True)
+    assert asked_of_card(_request()) == asked_of_card(replace(_request(), hidden_size=8))
+    assert asked_of_card(_request()) != asked_of_card(_request(features=("layernorm",)))
+    assert asked_of_card(_request()) != asked_of_card(_request(CUDA))
 
 
 def test_judge_refuses_a_broken_card(site):

@@ -355,3 +355,20 @@ def test_plan_reads_no_signature_that_it_has_read_before(monkeypatch):
     monkeypatch.setattr(inspect, "signature", read.append)
     assert plan("tiny-llama").fingerprint == first.fingerprint
     assert read == []
+
+
+def test_plan_asks_who_decides_by_the_layer_s_number_for_each_layer(fakes, make_spec, monkeypatch):
+    mlp = fakes.get("mlp", "fake_mlp").load()
+    plan(make_spec(), registry=fakes)
+    asked = []
+    monkeypatch.setattr(mlp, "supports", lambda request: asked.append(request.layer_number) or (), raising=False)
+    made = by_path(plan(make_spec(), registry=fakes))
+    assert asked == [1, 2, 3]
+    monkeypatch.setattr(mlp, "supports", lambda request: ["no"] if request.layer_number == 2 else ())
+    with pytest.raises(ResolutionError, match="no") as caught:
+        plan(make_spec(), registry=fakes)
+    assert caught.value.resolution.refused[0].stage == "supports"
+    # Whose card alone decides is asked once for all layers.
+    assert made["layers.0"].resolution is made["layers.2"].resolution
+    assert made["layers.0.mlp"].resolution is not made["layers.2.mlp"].resolution
+    assert [made[f"layers.{i}"].request.layer_number for i in range(3)] == [1, 2, 3]
