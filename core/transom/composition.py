@@ -305,7 +305,7 @@ class _Builder:
 
     def __init__(self, node: Node, making: _Making) -> None:
         self.node = node
-        self.kind: type = type(node.request)
+        self.planned = _planned(type(node.request))  # type: ignore[arg-type]  # classes can be hashed
         self.making = making
         self.build: Any = node.resolution.chosen.load()
         self.slot = default_registry().slot(node.slot)
@@ -374,8 +374,8 @@ class _Builder:
 
     def _check_as_planned(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = dict(zip(self.parameters, args, strict=False)) | kwargs if args else kwargs
-        for name in _planned(self.kind):
-            if name in given and given[name] != (planned := getattr(self.node.request, name)):
+        for name in self.planned.intersection(given):
+            if given[name] != (planned := getattr(self.node.request, name)):
                 raise BuildError(
                     f"{self.node.path} was planned with {name}={planned} and is being built with {given[name]}.",
                     hint="the implementation above it must ask in parts() for what it builds",
