@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
 
-from transom.comparison.place import Call, captured, tensors_in
+from transom.comparison.agreement import ALLOWED, Allowed, difference, disagreement
+from transom.comparison.entrants import Entrants, entrants, reason
+from transom.comparison.place import captured, run_model
 from transom.comparison.timing import Times, interleaved
-from transom.composition import build
-from transom.errors import InputError, ResolutionError, SpecError
-from transom.registry.registry import default_registry, list_implementations
-from transom.slots import SLOT_ALIASES
+from transom.comparison.trial import Results, Trial
+from transom.errors import InputError
 from transom.specs.load import load_spec
-from transom.specs.plan import Plan, plan
 from transom.specs.spec import ModelSpec
 
 __all__ = ["Comparison", "Outcome", "Shape", "compare"]
@@ -34,18 +32,21 @@ class Outcome:
     """What one implementation did at one shape.
 
     Args:
-        name: its qualified name.
+        name: its name, as it was asked for, or else qualified.
         forward: times of the forward pass.
         both: times of forward and backward pass; `None` in mode ``"infer"``.
-        output_error: largest difference from the first implementation's outputs, relative to their largest element.
-        gradient_error: likewise of all gradients, of inputs and parameters; `None` in mode ``"infer"``.
+        output_error: largest difference from the first implementation's outputs, relative to their largest element;
+            infinite where shapes differ or there is a NaN; `None` where weights are others.
+        gradient_error: likewise of all gradients, of inputs and parameters; `None` in mode ``"infer"`` too.
+        mistake: why it is another function than the first; empty = it is the same, but for rounding.
     """
 
     name: str
     forward: Times
     both: Times | None
-    output_error: float
+    output_error: float | None
     gradient_error: float | None
+    mistake: str = ""
 
     @property
     def counted(self) -> Times:
@@ -63,8 +64,9 @@ class Comparison:
         mode: ``"train"`` or ``"infer"``.
         device: type of the device.
         dtype: of the parameters.
+        compiled: whether modules were compiled.
         outcomes: by shape, the reference first.
-        refused: who cannot serve, and why.
+        refused: who cannot serve or fails, and why.
     """
 
     slot: str
@@ -72,14 +74,29 @@ class Comparison:
     mode: Literal["train", "infer"]
     device: str
     dtype: str
+    compiled: bool = False
     outcomes: Mapping[Shape, tuple[Outcome, ...]]
     refused: Mapping[str, str]
 
+    def mistakes(self) -> dict[str, str]:
+        """Name those that are another function than the first at any shape, and why."""
+        found: dict[str, str] = {}
+        for (rows, tokens), outcomes in self.outcomes.items():
+            for each in outcomes:
+                if each.mistake:
+                    where = "" if each.output_error is None else f", at {rows} x {tokens} tokens"
+                    found.setdefault(each.name, each.mistake + where)
+        return found
+
     def order(self) -> tuple[str, ...]:
-        """Name the implementations, the fastest first: by the geometric mean over the shapes of their ratios."""
+        """Name the implementations that are the same function, the fastest first.
+
+        They are sorted by the geometric mean over the shapes of their ratios to the first.
+        """
+        wrong = self.mistakes()
         logs: dict[str, list[float]] = {}
         for outcomes in self.outcomes.values():
-            for outcome in outcomes:
+            for outcome in (each for each in outcomes if each.name not in wrong):
                 logs.setdefault(outcome.name, []).append(math.log(outcome.counted.ratio(outcomes[0].counted)))
         return tuple(sorted(logs, key=lambda name: sum(logs[name])))
 
@@ -95,11 +112,12 @@ def compare(
     dtype: str | None = None,
     use: Mapping[str, str] | None = None,
     rounds: int = 7,
+    compiles: bool = False,
 ) -> Comparison:
     """Time implementations of a slot in a model, on random tokens, and compare what they compute.
 
-    A model is built with each, all with the same weights. The first place of the slot is called with the inputs that
-    reached it in the first model, so that only its own time counts. All take turns.
+    A model is built with each, all with the same weights. The first place of the slot is called with copies of the
+    inputs that reached it in the first model, so that only its own time counts. All take turns.
 
     Args:
         spec: as for `transom.load_spec`.
@@ -111,12 +129,14 @@ def compare(
         dtype: of the parameters; `None` = the spec's.
         use: other entries over the spec's ``use``.
         rounds: how often each is timed.
+        compiles: compile each with `torch.compile`, anew for each shape.
 
     Returns:
-        the comparison; who cannot serve the model is in ``refused``, with the reason.
+        the comparison. Who cannot serve the model, or raises, is in ``refused`` with the reason; whoever computes
+        something else than the first is timed, but gets no place in the order.
 
     Raises:
-        InputError: nobody can serve, or a shape does not fit the model.
+        InputError: nobody can serve, the reference fails, or a shape does not fit the model.
         SpecError: the spec is wrong, or its model has no place of this slot.
         UnknownImplementationError: a name that nothing installed has.
 
@@ -128,30 +148,26 @@ def compare(
     given = load_spec(spec)
     if shapes is None:
         shapes = [(rows, min(_TOKENS, given.max_sequence_length)) for rows in (1, 8)]
-    _check(given, shapes, rounds)
-    plans, refused = _plans(given, slot, implementations, {"mode": mode, "device": device, "dtype": dtype}, use or {})
-    if not plans:
-        raise InputError(
-            f"no implementation of {slot} can serve {given.name} here.",
-            failed=[f"{name}: {why}" for name, why in refused.items()],
-            hint="another --device, --dtype or --mode, or install what is missing",
-            slot=slot,
-        )
-    paths = {name: _path_of(each, slot) for name, each in plans.items()}
-    models = _models(plans, device)
-    first = next(iter(plans.values()))
+    _check(given, shapes, rounds, device)
+    found = entrants(given, slot, implementations, {"mode": mode, "device": device, "dtype": dtype}, use or {})
+    failed: dict[str, str] = {}
+    how = _How(
+        slot=slot, vocab=given.vocab_size, trains=mode == "train", device=device, rounds=rounds, compiles=compiles
+    )
+    outcomes = {shape: _outcomes(found, shape, how, failed) for shape in dict.fromkeys(shapes)}
     return Comparison(
         slot=slot,
-        path=next(iter(paths.values())),
+        path=found.path,
         mode=mode,
         device=device,
-        dtype=first.context.dtype,
-        outcomes={shape: _outcomes(models, paths, given, shape, mode, device, rounds) for shape in shapes},
-        refused=refused,
+        dtype=found.dtype,
+        compiled=compiles,
+        outcomes={shape: tuple(e for e in each if e.name not in failed) for shape, each in outcomes.items()},
+        refused=found.refused | failed,
     )
 
 
-def _check(spec: ModelSpec, shapes: Sequence[Shape], rounds: int) -> None:
+def _check(spec: ModelSpec, shapes: Sequence[Shape], rounds: int, device: str) -> None:
     longest = spec.max_sequence_length
     for rows, tokens in shapes:
         if not (rows >= 1 and 1 <= tokens <= longest):
@@ -163,120 +179,85 @@ def _check(spec: ModelSpec, shapes: Sequence[Shape], rounds: int) -> None:
             )
     if rounds < 1:
         raise InputError(f"{rounds} rounds measure nothing.", hint="at least 1, better 7", rounds=rounds)
+    if not shapes or device == "meta":
+        what = "the device meta" if shapes else "no shape"
+        raise InputError(f"with {what} nothing is computed that could be timed.", hint="--device cpu --shapes 1x128")
 
 
-def _plans(
-    spec: ModelSpec, slot: str, asked: Sequence[str], settings: Mapping[str, Any], use: Mapping[str, str]
-) -> tuple[dict[str, Plan], dict[str, str]]:
-    """Plan the model with each implementation: the plans, and who cannot serve."""
-    plans: dict[str, Plan] = {}
-    refused: dict[str, str] = {}
-    for name in asked or _installed(slot):
+@dataclass(frozen=True, kw_only=True)
+class _How:
+    slot: str
+    vocab: int
+    trains: bool
+    device: str
+    rounds: int
+    compiles: bool
+
+
+def _outcomes(found: Entrants, shape: Shape, how: _How, failed: dict[str, str]) -> tuple[Outcome, ...]:
+    """Compare everybody at one shape; who raises joins those that failed."""
+    if how.compiles:
+        torch.compiler.reset()  # what another shape compiled counts towards torch's limit
+    tokens = torch.randint(how.vocab, shape, generator=torch.Generator().manual_seed(0)).to(how.device)
+    reference = next(iter(found.modules))
+    learns = how.slot == "loss"
+    call = captured(found.modules[reference], lambda: run_model(found.model, tokens, learns=learns), trains=how.trains)
+    trials = {
+        name: Trial(module, call, trains=how.trains, compiles=how.compiles)
+        for name, module in found.modules.items()
+        if name not in failed
+    }
+    results: dict[str, Results] = {}
+    for name in list(trials):
         try:
-            plans[name] = plan(spec, use={**use, slot: name}, **settings)
-        except ResolutionError as error:
-            refused[name] = "; ".join(line.partition(": ")[2] for line in error.failed) or error.what
-    return plans, refused
-
-
-def _installed(slot: str) -> list[str]:
-    """Name everybody who fills the slot, core's own first."""
-    slots = SLOT_ALIASES.get(slot, (slot,))
-    default = default_registry().slot(slots[0]).default
-    refs = dict.fromkeys(each.ref for each in list_implementations(slots[0]))
-    return sorted(refs, key=lambda ref: ref != f"transom/{default}")
-
-
-def _path_of(made: Plan, slot: str) -> str:
-    slots = SLOT_ALIASES.get(slot, (slot,))
-    for node in made.nodes():
-        if node.slot in slots:
-            return node.path
-    raise SpecError(
-        f"{made.spec.name} has no place of the slot {slot}.",
-        available=sorted({node.slot for node in made.nodes()}),
-        path=slot,
-        file=None,
-        line=None,
-    )
-
-
-def _models(plans: Mapping[str, Plan], device: str) -> dict[str, nn.Module]:
-    """Build a model from each plan, all with the weights of the first."""
-    models = {name: build(made, seed=0, device=device) for name, made in plans.items()}
-    first, *others = models.values()
-    for model in others:
-        model.load_state_dict(first.state_dict())
-    return models
-
-
-def _outcomes(
-    models: Mapping[str, nn.Module],
-    paths: Mapping[str, str],
-    spec: ModelSpec,
-    shape: Shape,
-    mode: Literal["train", "infer"],
-    device: str,
-    rounds: int,
-) -> tuple[Outcome, ...]:
-    modules = {name: model.get_submodule(paths[name]) for name, model in models.items()}
-    reference, trains = next(iter(models)), mode == "train"
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(spec.vocab_size, shape, generator=generator).to(device)
-    call = captured(modules[reference], lambda: models[reference](tokens), trains=trains)
-    forward = {name: _forward(module, call) for name, module in modules.items()}
-    both = {name: _forward_and_backward(module, call) for name, module in modules.items()} if trains else {}
-    for module in modules.values():
-        module.eval()  # what is dropped differs, and is no mistake
-    results = {name: run() for name, run in forward.items()}
-    gradients = {name: run() for name, run in both.items()}
-    for module in modules.values():
-        module.train(trains)
-    forward_times = interleaved(forward, rounds=rounds, device=device)
-    both_times = interleaved(both, rounds=rounds, device=device) if both else {}
+            results[name] = trials[name].results()
+        except Exception as error:  # a plugin may raise whatever it likes
+            failed[name] = f"it fails at {shape[0]} x {shape[1]} tokens: {reason(error)}"
+            del trials[name]
+    _check_reference(reference, results, failed)
+    forward = interleaved({name: each.forward for name, each in trials.items()}, rounds=how.rounds, device=how.device)
+    both = {name: each.forward_and_backward for name, each in trials.items()} if how.trains else {}
+    both_times = interleaved(both, rounds=how.rounds, device=how.device) if both else {}
+    allowed = ALLOWED[found.dtype]
     return tuple(
-        Outcome(
-            name=name,
-            forward=forward_times[name],
-            both=both_times.get(name),
-            output_error=_difference(results[name], results[reference]),
-            gradient_error=_difference(gradients[name], gradients[reference]) if trains else None,
-        )
-        for name in modules
+        _outcome(name, found, results[name], results[reference], allowed, forward[name], both_times.get(name))
+        for name in trials
     )
 
 
-def _forward(module: nn.Module, call: Call) -> Callable[[], list[Tensor]]:
-    def run() -> list[Tensor]:
-        with torch.no_grad():
-            return list(tensors_in(call.on(module)))
-
-    return run
-
-
-def _forward_and_backward(module: nn.Module, call: Call) -> Callable[[], list[Tensor]]:
-    """Give the gradients of inputs and parameters, when a fixed gradient reaches each output."""
-    targets = [*call.inputs(), *(p for p in module.parameters() if p.requires_grad)]
-
-    def run() -> list[Tensor]:
-        outputs = [each for each in tensors_in(call.on(module)) if each.requires_grad]
-        found = torch.autograd.grad(
-            outputs, targets, [_ramp(each) for each in outputs], allow_unused=True, materialize_grads=True
-        )
-        return list(found)
-
-    return run
+def _check_reference(name: str, results: Mapping[str, Results], failed: Mapping[str, str]) -> None:
+    hint = "another one first: --impl A,B; or other --shapes"
+    if name in failed:
+        raise InputError(f"{name}, which others are compared with, cannot run.", failed=[failed[name]], hint=hint)
+    computed = [*results[name].outputs, *(results[name].gradients or [])]
+    if any(bool(each.isnan().any()) for each in computed):
+        raise InputError(f"{name}, which others are compared with, gives NaN.", hint=hint, name=name)
 
 
-def _ramp(like: Tensor) -> Tensor:
-    return torch.linspace(-1.0, 1.0, like.numel(), device=like.device).view_as(like).to(like.dtype)
-
-
-def _difference(found: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
-    """Give the largest difference, relative to the largest element of the reference."""
-    errors = [0.0]
-    for one, other in zip(found, reference, strict=True):
-        largest = float(other.double().abs().max()) if other.numel() else 0.0
-        error = float((one.double() - other.double()).abs().max()) if other.numel() else 0.0
-        errors.append(error / largest if largest else error)
-    return max(errors)
+def _outcome(
+    name: str,
+    found: Entrants,
+    own: Results,
+    reference: Results,
+    allowed: Allowed,
+    forward: Times,
+    both: Times | None,
+) -> Outcome:
+    if name in found.strangers:
+        mistake = found.strangers[name]
+        return Outcome(name=name, forward=forward, both=both, output_error=None, gradient_error=None, mistake=mistake)
+    mistakes = [disagreement("outputs", own.outputs, reference.outputs, allowed.outputs)]
+    gradient_error = None
+    if own.gradients is not None and reference.gradients is not None:
+        mistakes.append(disagreement("gradients", own.gradients, reference.gradients, allowed.gradients))
+        gradient_error = difference(own.gradients, reference.gradients)
+    if own.changed_inputs and not reference.changed_inputs:
+        mistakes.append("it writes into its inputs")
+    return Outcome(
+        name=name,
+        forward=forward,
+        both=both,
+        output_error=difference(own.outputs, reference.outputs),
+        gradient_error=gradient_error,
+        mistake="; ".join(each for each in mistakes if each),
+    )

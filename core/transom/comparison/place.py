@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from transom.errors import InputError
 from transom.transformer.attention_mask import AttentionMask
 
-__all__ = ["Call", "captured", "tensors_in"]
+__all__ = ["Call", "captured", "run_model", "tensors_in"]
 
 _T = TypeVar("_T")
 
@@ -28,37 +30,69 @@ class Call:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
-    def on(self, module: nn.Module) -> Any:
-        """Call a module likewise."""
+    def on(self, module: Callable[..., Any]) -> Any:
+        """Call a module likewise, or what was compiled of one."""
         return module(*self.args, **self.kwargs)
+
+    def copied(self) -> Call:
+        """Give a call of its own: what one module writes into its inputs does not reach another's."""
+        return Call(*_mapped((self.args, self.kwargs), lambda each: _leaf(each, each.requires_grad)))
+
+    def is_like(self, other: Call) -> bool:
+        """Whether all tensors are what they are in another call."""
+        pairs = zip(tensors_in((self.args, self.kwargs)), tensors_in((other.args, other.kwargs)), strict=True)
+        return all(torch.equal(one, another) for one, another in pairs)
 
     def inputs(self) -> list[Tensor]:
         """The floating tensors that gradients may flow to, those of masks excepted."""
         return [each for each in tensors_in((self.args, tuple(self.kwargs.values()))) if each.requires_grad]
 
 
+class _ReachedError(Exception):
+    """The module is about to be called: what comes after is not needed."""
+
+
 def captured(module: nn.Module, run: Callable[[], object], *, trains: bool) -> Call:
-    """Run a model and return how one of its modules was called, the first time.
+    """Run a model until one of its modules is called, and return how.
 
     Args:
         module: one of the model's.
         run: runs the model.
         trains: floating inputs of the returned call require gradients.
+
+    Raises:
+        InputError: the module is not called.
     """
     calls: list[Call] = []
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not calls:
-            copied = _mapped((args, kwargs), lambda each: _leaf(each, trains))
-            calls.append(Call(*copied))
+        copied = _mapped((args, kwargs), lambda each: _leaf(each, trains))
+        calls.append(Call(*copied))
+        raise _ReachedError
 
     handle = module.register_forward_pre_hook(note, with_kwargs=True)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), suppress(_ReachedError):
             run()
     finally:
         handle.remove()
+    if not calls:
+        raise InputError(f"a forward pass of the model does not call its {type(module).__name__}, so it is not timed.")
     return calls[0]
+
+
+def run_model(model: nn.Module, tokens: Tensor, *, learns: bool) -> None:
+    """Run a model on tokens ``[b, s]``, which an encoder-decoder both reads and writes.
+
+    Args:
+        model: a decoder, or an encoder-decoder, which has ``encode``.
+        tokens: integer ids.
+        learns: compute a loss, of tokens that stand for labels.
+    """
+    if hasattr(model, "encode"):
+        model(tokens, tokens, None, None, None, **({"lm_labels": tokens} if learns else {}))
+    else:
+        model(tokens, **({"labels": tokens} if learns else {}))
 
 
 def tensors_in(found: Any) -> Iterator[Tensor]:

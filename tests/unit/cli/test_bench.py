@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 import transom
+from torch import nn
 from transom.cli.main import main
 from transom.pretrained.convert import convert
 
@@ -53,6 +54,62 @@ def test_bench_writes_the_order_only_when_it_is_told_to(tmp_path, monkeypatch, c
     assert main([*arguments, "--write-auto"]) == 0
     assert 'norm = ["torch_norm"]' in config.read_text()
     assert "auto now stands for torch_norm in norm" in capsys.readouterr().out
+
+
+class Negative(nn.Module):
+    """A norm of the wrong sign."""
+
+    def __init__(self, config, hidden_size, eps):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.eps = eps
+
+    def forward(self, x, /):
+        return -nn.functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+def test_bench_never_writes_who_computes_something_else(tmp_path, monkeypatch, capsys):
+    config = tmp_path / "config.toml"
+    config.write_text("# mine\n")
+    monkeypatch.setenv("TRANSOM_CONFIG", str(config))
+    arguments = ["bench", "tiny-llama", "--slot", "norm", "--impl", "torch_norm,negative", *QUICK]
+    with transom.override("norm", "negative", Negative):
+        assert main([*arguments, "--write-auto"]) == 0
+        out = capsys.readouterr().out
+        assert main([*arguments, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert "\nComputes something else:\n  negative: its outputs differ by 2.0e+00, where 2e-05 is allowed; its" in out
+    assert config.read_text() == '# mine\n\n[auto]\nnorm = ["torch_norm"]\n'
+    assert data["order"] == ["torch_norm"]
+    assert list(data["mistakes"]) == ["negative"]
+    assert data["shapes"][0]["outcomes"][1]["mistake"] == data["mistakes"]["negative"].rpartition(", at")[0]
+
+
+def test_bench_says_where_another_order_stays(tmp_path, monkeypatch, capsys):
+    config = tmp_path / "config.toml"
+    config.write_text('[auto]\ncolumn_linear = ["te_linear"]\nlinear = ["torch_linear"]\n')
+    monkeypatch.setenv("TRANSOM_CONFIG", str(config))
+    arguments = ["bench", "tiny-llama", "--slot", "linear", "--impl", "torch_linear", "--write-auto", *QUICK]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert f"auto stands for torch_linear in linear already: {config}\n" in out
+    assert "but not in column_linear, which has an order of its own there: te_linear\n" in out
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        (["--plot", "norm.docx"], "no picture that can be drawn"),
+        (["--plot", "no-such-folder/norm.png"], "its folder is not there"),
+        (["--write-auto"], "/dev/null is no file that an order could be written to"),
+        (["--impl", "auto"], "'auto' is not one implementation's name"),
+    ],
+)
+def test_bench_refuses_before_it_measures(given, what, monkeypatch, capsys):
+    monkeypatch.setattr("transom.comparison.compare.interleaved", None)
+    monkeypatch.setenv("TRANSOM_CONFIG", "/dev/null")
+    assert main(["bench", "tiny-llama", "--slot", "norm", *given, *QUICK]) == 2
+    assert what in capsys.readouterr().err
 
 
 def test_bench_takes_the_folder_of_a_model(tmp_path, capsys):

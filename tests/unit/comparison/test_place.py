@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
-from transom.comparison.place import captured, tensors_in
+from transom.comparison.place import Call, captured, tensors_in
+from transom.errors import InputError
 from transom.transformer.attention_mask import AttentionMask
 
 
@@ -31,6 +33,21 @@ def test_captured_gives_the_first_call_with_leaves_of_its_own():
     assert call.kwargs["mask"].causal
     assert call.kwargs["mask"]._memo == {}
     assert torch.equal(call.on(inner), x + 1)
+
+
+def test_call_copied_shares_nothing():
+    call = Call((torch.ones(2, requires_grad=True),), {"more": [torch.zeros(3)]})
+    copied = call.copied()
+    assert copied.is_like(call)
+    assert copied.args[0].requires_grad
+    assert not copied.kwargs["more"][0].requires_grad
+    copied.kwargs["more"][0].add_(1)
+    assert not copied.is_like(call)
+
+
+def test_captured_refuses_a_module_that_is_not_called():
+    with pytest.raises(InputError, match="does not call its Inner"):
+        captured(Inner(), lambda: None, trains=False)
 
 
 def test_captured_needs_no_gradients_for_inference():
