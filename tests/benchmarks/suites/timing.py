@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from benchmarks.contenders.contender import BASE, check_results
 from benchmarks.measure import Step, interleaved, usable
@@ -23,6 +23,7 @@ def timed(
     limit: str | None = None,
     base: str | None = BASE,
     note: str = "",
+    before: Callable[[], object] = lambda: None,
 ) -> Table:
     """Run every contender once, compare what they gave, and time them.
 
@@ -36,13 +37,14 @@ def timed(
         limit: the step of what nobody can do without, done as torch's library does it.
         base: the step that the others are compared with.
         note: for readers.
+        before: called before each step, outside of its time.
 
     Raises:
         DifferentFunctionError: one gave something else than the first.
     """
     running, failed, results = usable(steps)
     check_results(name, results, tolerance)
-    seconds = interleaved(running, rounds=asked.rounds, clock=asked.clock)
+    seconds = interleaved(running, rounds=asked.rounds, clock=asked.clock, before=before)
     return Table(
         name=name,
         page=page,
