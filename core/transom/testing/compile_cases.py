@@ -24,7 +24,7 @@ __all__ = ["compile_cases"]
 _LAYERS = 3
 _OF_TORCH = frozenset(
     {"aten", "prim", "prims", "c10d", "_c10d_functional", "_dtensor", "quantized", "inductor", "rngprims", "torch_attn"}
-    | {"higher_order"}
+    | {"higher_order", "mkldnn", "mkl", "onednn"}
 )
 
 
