@@ -28,6 +28,7 @@ from transom.transformer._attention_parts import (
 from transom.transformer.direct_attributes import submodule
 from transom.transformer.enums import AttnMaskType
 from transom.transformer.module import Module
+from transom.transformer.rms_norm import with_remade_norm
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -133,8 +134,7 @@ class SelfAttention(Module):
         self.is_causal = attn_mask_type in (AttnMaskType.causal, AttnMaskType.padding_causal)
         self.head_size = config.kv_channels
         queries = config.num_attention_heads // config.num_query_groups
-        gates = [queries] if config.attention_output_gate else []
-        self.group = [queries, *gates, 1, 1]  # heads of each kind in a group
+        self.group = [queries] * (2 if config.attention_output_gate else 1) + [1, 1]  # heads of each kind in a group
         self.group_size = sum(self.group)
         self.linear_qkv = make_column(
             submodules.linear_qkv,
@@ -197,7 +197,7 @@ class SelfAttention(Module):
         """
         if self.is_causal:
             mask = and_causal(mask)
-        mixed, _ = self.linear_qkv(hidden_states)
+        mixed, _ = with_remade_norm(self.linear_qkv, hidden_states)
         mixed = mixed if self.shared is None else self.shared.copied(mixed)
         b, s, _ = mixed.shape
         mixed = mixed.view(b, s, -1, self.group_size, self.head_size)  # [b, s, g, n/g (+ n/g) + 2, d]

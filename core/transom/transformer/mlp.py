@@ -14,6 +14,7 @@ from transom.transformer.activation import activation_of
 from transom.transformer.direct_attributes import submodule
 from transom.transformer.module import Module
 from transom.transformer.remade_input import with_remade_input
+from transom.transformer.rms_norm import with_remade_norm
 from transom.transformer.sharding import Offset, ShardedStateDict, ShardedTensor
 from transom.transformer.swiglu_sharding import apply_swiglu_sharded_factory
 
@@ -249,7 +250,7 @@ class MLP(Module):
             ``[b, s, h]``, and the output bias ``[h]`` that the caller must add; it is `None` without
             ``config.add_bias_linear``, and when a scale is given: then it is scaled and added here.
         """
-        inner, bias = self.linear_fc1(hidden_states)  # [b, s, h] -> [b, s, f] or [b, s, 2f]
+        inner, bias = with_remade_norm(self.linear_fc1, hidden_states)  # [b, s, h] -> [b, s, f] or [b, s, 2f]
         inner = inner if bias is None else inner + bias
         if per_token_scale is None and not torch.is_grad_enabled():
             return self.linear_fc2(self.activation_func(inner))  # -> [b, s, h]

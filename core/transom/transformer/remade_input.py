@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["with_remade_input"]
+__all__ = ["can_be_remade", "is_kept_as_it_is", "with_remade", "with_remade_input"]
 
 _T = TypeVar("_T")
 
@@ -36,46 +37,75 @@ def with_remade_input(operation: Callable[[Tensor], _T], make: Callable[[Tensor]
         torch.Size([3, 4])
     """
     made = make(x)
-    if (
-        not torch.is_grad_enabled()
-        or not _keeps_for_autograd()
-        or isinstance(make, nn.Module)
-        or type(made) is not Tensor
-    ):
+    if isinstance(make, nn.Module) or type(made) is not Tensor or not can_be_remade():
         return operation(made)
-    remade, memory = _Remade(make, x.detach()), _memory(made)
+    return with_remade(operation, made, partial(make, x.detach()))
 
-    def pack(kept: Tensor) -> Tensor | tuple[_Remade, _Layout]:  # which autograd keeps: it must not hold what is made
-        return (remade, (kept.shape, kept.stride())) if _memory(kept) == memory else kept
+
+def with_remade(operation: Callable[[Tensor], _T], made: Tensor, remake: Callable[[], Tensor]) -> _T:
+    """Compute ``operation(made)``; where autograd would keep what was made, it keeps what makes it again.
+
+    Args:
+        operation: a linear, say.
+        made: its input.
+        remake: gives the same bits each time, without holding ``made``.
+
+    Returns:
+        what ``operation`` gives.
+
+    Example:
+        >>> x = torch.randn(3, 4, requires_grad=True)
+        >>> with_remade(torch.relu, x.sigmoid(), lambda: x.detach().sigmoid()).shape
+        torch.Size([3, 4])
+    """
+    memory = _memory(made)
+
+    def pack(kept: Tensor) -> Tensor | _Remade:  # which autograd keeps: it must not hold what is made
+        return _Remade(remake, kept.shape, kept.stride()) if _memory(kept) == memory else kept
 
     with torch.autograd.graph.saved_tensors_hooks(pack, _unpacked):
         return operation(made)
+
+
+def can_be_remade() -> bool:
+    """Whether autograd keeps tensors now, and nobody else has a say in what is kept.
+
+    Example:
+        >>> with torch.no_grad():
+        ...     can_be_remade()
+        False
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    return is_kept_as_it_is()
+
+
+def is_kept_as_it_is() -> bool:
+    """Whether what autograd keeps goes through nobody's hooks: those of an activation that is recomputed, say.
+
+    Example:
+        >>> with torch.autograd.graph.save_on_cpu():
+        ...     is_kept_as_it_is()
+        False
+    """
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is None
 
 
 def _memory(x: Tensor) -> tuple[int, int, torch.dtype]:
     return x.data_ptr(), x.numel(), x.dtype
 
 
-_Layout = tuple[tuple[int, ...], tuple[int, ...]]
-
-
 @dataclass(frozen=True, eq=False)
 class _Remade:
-    """What makes a tensor, and of what."""
+    """What makes a tensor, and how it is looked at."""
 
-    make: Callable[[Tensor], Tensor]
-    x: Tensor
+    remake: Callable[[], Tensor]
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
 
 
-def _unpacked(kept: Tensor | tuple[_Remade, _Layout]) -> Tensor:
+def _unpacked(kept: Tensor | _Remade) -> Tensor:
     if isinstance(kept, Tensor):
         return kept
-    remade, (shape, stride) = kept
     with torch.no_grad():
-        return remade.make(remade.x).as_strided(shape, stride)
-
-
-def _keeps_for_autograd() -> bool:
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return False
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+        return kept.remake().as_strided(kept.shape, kept.stride)

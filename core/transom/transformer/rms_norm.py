@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
-__all__ = ["rms_norm"]
+from transom.transformer.remade_input import can_be_remade, is_kept_as_it_is, with_remade
 
+__all__ = ["rms_norm", "with_remade_norm"]
+
+_T = TypeVar("_T")
 _KINDS = (Tensor, nn.Parameter)
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -44,13 +48,54 @@ def rms_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
     return (_RMSNorm.apply if torch.is_grad_enabled() else _normed)(x, scale, eps)[0]
 
 
+def with_remade_norm(operation: Callable[[Tensor], _T], x: Tensor) -> _T:
+    """Compute ``operation(x)``; an x that `rms_norm` made is not kept for the backward pass, but scaled there again.
+
+    What that takes, its input and a number a token, is kept for the norm's own gradient. The gradients have the same
+    bits. Another x is kept as it is, and so is any where others have a say in what is kept.
+
+    Args:
+        operation: a linear, say.
+        x: its input.
+
+    Returns:
+        what ``operation`` gives.
+
+    Example:
+        >>> x = torch.randn(2, 4, requires_grad=True)
+        >>> with_remade_norm(torch.relu, rms_norm(x, torch.ones(4), 1e-5)).shape
+        torch.Size([2, 4])
+    """
+    if not x.requires_grad or not can_be_remade():
+        return operation(x)
+    node: Any = x.grad_fn
+    is_normed = type(node) is _RMSNorm._backward_cls
+    if not is_normed or not node.is_plain:
+        return operation(x)
+    kept, scale, inverse = (each.detach() for each in node.saved_tensors)
+    return with_remade(operation, x, partial(_remade, kept, inverse, scale))
+
+
+def _remade(x: Tensor, inverse: Tensor, scale: Tensor) -> Tensor:
+    return _scaled(x, _widened(x), inverse, scale)
+
+
 def _normed(x: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Compute the result and 1/√(mean(x²) + ε) ``[..., 1]``, which is float32 at least."""
-    wide = x if x.dtype.itemsize >= 4 else x.float()
+    wide = _widened(x)
     length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     inverse = torch.addcmul(_constant(eps, wide.dtype), length, length, value=1 / x.shape[-1]).rsqrt_()
+    return _scaled(x, wide, inverse, scale), inverse
+
+
+def _widened(x: Tensor) -> Tensor:
+    return x if x.dtype.itemsize >= 4 else x.float()
+
+
+def _scaled(x: Tensor, wide: Tensor, inverse: Tensor, scale: Tensor) -> Tensor:
+    """Compute ``x * inverse * scale``; a copy of x that is wider is worked in."""
     normed = (torch.mul(x, inverse) if wide is x else wide.mul_(inverse)).mul_(scale)
-    return normed if wide is x else normed.to(x.dtype), inverse
+    return normed if wide is x else normed.to(x.dtype)
 
 
 @lru_cache
@@ -75,7 +120,7 @@ class _RMSNorm(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, Tensor]) -> None:
         ctx.save_for_backward(*inputs[:2], output[1])
         ctx.mark_non_differentiable(output[1])
-        ctx.eps = inputs[2]
+        ctx.eps, ctx.is_plain = inputs[2], is_kept_as_it_is()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:

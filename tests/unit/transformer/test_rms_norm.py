@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from transom.transformer.rms_norm import rms_norm
+from transom.transformer.recompute import recomputed
+from transom.transformer.rms_norm import rms_norm, with_remade_norm
 
 
 class Operations(TorchDispatchMode):
@@ -100,3 +105,85 @@ def test_backward_pass_is_a_few_operations() -> None:
     with Operations() as seen:
         torch.autograd.grad(normed, (x, scale), torch.ones_like(normed))
     assert seen.number <= 14
+
+
+class Linear:
+    """A product with a weight that notes its input."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.weight = torch.randn(5, 8, dtype=dtype, requires_grad=True)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        self.read = weakref.ref(x)
+        return F.linear(x, self.weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_gradients_have_the_same_bits_when_a_norm_is_remade(dtype: torch.dtype) -> None:
+    x, scale = inputs(dtype)
+    linear = Linear(dtype)
+    leaves = (x, scale, linear.weight)
+    expected = torch.autograd.grad(linear(rms_norm(x, scale, 1e-5)).square().sum(), leaves)
+    found = torch.autograd.grad(with_remade_norm(linear, rms_norm(x, scale, 1e-5)).square().sum(), leaves)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_gradients_are_right_to_the_second_order_when_a_norm_is_remade() -> None:
+    x, scale = inputs()
+    weight = Linear(torch.float64).weight
+
+    def run(x: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return with_remade_norm(lambda normed: F.linear(normed, weight), rms_norm(x, scale, 1e-5))
+
+    assert torch.autograd.gradcheck(run, (x, scale, weight))
+    assert torch.autograd.gradgradcheck(run, (x, scale, weight))
+
+
+def is_kept(run: Callable[[], torch.Tensor], linear: Linear) -> bool:
+    """Whether the input of a linear is still there when its output is."""
+    output = run()
+    gc.collect()
+    assert output.requires_grad
+    return linear.read() is not None
+
+
+def test_a_remade_norm_is_not_kept() -> None:
+    x, scale = inputs()
+    linear = Linear(torch.float64)
+    assert is_kept(lambda: linear(rms_norm(x, scale, 1e-5)), linear)
+    assert not is_kept(lambda: with_remade_norm(linear, rms_norm(x, scale, 1e-5)), linear)
+
+
+def test_what_no_norm_made_is_kept() -> None:
+    x, _ = inputs()
+    linear = Linear(torch.float64)
+    assert is_kept(lambda: with_remade_norm(linear, x * 2), linear)
+
+
+def test_a_norm_is_kept_when_others_say_what_is_kept() -> None:
+    x, scale = inputs()
+    linear = Linear(torch.float64)
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: each, lambda each: each):
+        assert is_kept(lambda: with_remade_norm(linear, rms_norm(x, scale, 1e-5)), linear)
+
+
+def test_a_norm_that_is_recomputed_is_computed_twice_and_no_more() -> None:
+    x, scale = inputs()
+    linear, computed = Linear(torch.float64), []
+
+    def norm(x: torch.Tensor) -> torch.Tensor:
+        computed.append(x)
+        return rms_norm(x, scale, 1e-5)
+
+    output = with_remade_norm(linear, recomputed(norm, x))
+    assert len(computed) == 1
+    output.sum().backward()
+    assert len(computed) == 2
+
+
+def test_a_remade_norm_can_be_transformed() -> None:
+    x, scale = inputs()
+    linear = Linear(torch.float64)
+    found = torch.func.grad(lambda x: with_remade_norm(linear, rms_norm(x, scale, 1e-5)).sum())(x.detach())
+    (expected,) = torch.autograd.grad(linear(rms_norm(x, scale, 1e-5)).sum(), x)
+    torch.testing.assert_close(found, expected)
