@@ -206,7 +206,9 @@ class Rules(Generic[T]):
         Raises:
             SpecError: two equally specific entries say different things.
         """
-        spoken = self._spoken_of(slot)
+        spoken = self._by_slot.get(slot)
+        if spoken is None:
+            spoken = self._by_slot[slot] = self._speaking_of(slot)
         if not spoken:
             return None
         found: list[tuple[tuple[int, int, int, int, int], int]] = []
@@ -232,13 +234,9 @@ class Rules(Generic[T]):
                 )
         return first
 
-    def _spoken_of(self, slot: str) -> Sequence[tuple[int, Rule[T]]]:
-        """Give the entries that may speak of a node in a slot; asked of each node, answered once a slot."""
-        known = self._by_slot.get(slot)
-        if known is None:
-            known = [(i, rule) for i, rule in enumerate(self.rules) if not rule.slots or slot in rule.slots]
-            self._by_slot[slot] = known
-        return known
+    def _speaking_of(self, slot: str) -> list[tuple[int, Rule[T]]]:
+        """Give the entries that may speak of nodes in a slot: those for it, and all for paths."""
+        return [(i, rule) for i, rule in enumerate(self.rules) if not rule.slots or slot in rule.slots]
 
     def check_all_matched(self, nodes: Iterable[tuple[str, str]]) -> None:
         """Refuse an entry that spoke of no node: a misspelt path must not be silently without effect.

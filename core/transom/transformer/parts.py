@@ -310,7 +310,14 @@ def _split_features(config: TransformerConfig) -> frozenset[str]:
 
 
 def _linear_features(config: TransformerConfig, is_expert: bool) -> frozenset[str]:
-    return _split_features(config) | _when({"delay_wgrad": config.delay_wgrad_compute, "expert": is_expert})
+    return _when(
+        {
+            "tensor_parallel": config.tensor_model_parallel_size > 1,
+            "sequence_parallel": config.sequence_parallel,
+            "delay_wgrad": config.delay_wgrad_compute,
+            "expert": is_expert,
+        }
+    )
 
 
 def _architecture_features(request: ArchitectureRequest) -> frozenset[str]:
@@ -319,8 +326,10 @@ def _architecture_features(request: ArchitectureRequest) -> frozenset[str]:
 
 def _mixing_features(request: ArchitectureRequest) -> frozenset[str]:
     """What is asked of an architecture in which tokens read one another."""
-    shares = request.config.context_parallel_size > 1
-    return _architecture_features(request) | _when({"context_parallel": shares})
+    config = request.config
+    return _when(
+        {"tensor_parallel": config.tensor_model_parallel_size > 1, "context_parallel": config.context_parallel_size > 1}
+    )
 
 
 def _context_features(request: ArchitectureRequest, windowed: bool) -> frozenset[str]:
