@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.contenders.contender import BASE
 from benchmarks.machine import surroundings
 from benchmarks.measure import CLOCKS
 from benchmarks.pages import write_pages
@@ -75,7 +77,24 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     asked = parser.parse_args(given)
     if asked.small and asked.out == _PAGES:
         parser.error("figures of tiny models belong elsewhere: give --out too")
+    if asked.rounds < 1:
+        parser.error(f"argument --rounds: {asked.rounds} rounds measure nothing; at least 1, better 7")
+    if asked.threads < 0:
+        parser.error(f"argument --threads: {asked.threads} is no number of threads; 0 = as many as there are cores")
+    if BASE in asked.without:
+        parser.error(f"argument --without: everybody is compared with the {BASE}, which takes part")
+    if not _can_be_written(asked.out):
+        parser.error(f"argument --out: {asked.out} is no folder that can be written to")
     return asked
+
+
+def _can_be_written(folder: Path) -> bool:
+    """Try to make the folder, before minutes go into measuring for it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def main(given: Sequence[str] | None = None) -> None:

@@ -22,7 +22,8 @@ is one plain file in torch, `tests/benchmarks/monolith.py`. `transom` is built f
 contenders gave the same results before they were timed.
 """
 _STEP = """
-A step is loss, gradients and AdamW, torch's fused one for everybody: `AdamW(..., fused=True)`.
+A step is loss, gradients and AdamW, torch's fused one for everybody: `AdamW(..., fused=True)`. `AdamW not fused` is
+the same with what `AdamW(...)` is on a CPU when it is not told.
 """
 _COMPILED = """
 Tables of what is compiled also have the eager monolith, which the others are compared with.

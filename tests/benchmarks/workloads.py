@@ -16,8 +16,8 @@ from benchmarks.monolith_t5 import MonolithT5
 
 __all__ = ["decoding", "inferring", "matrices", "random_ids", "training", "weights_read"]
 
-_optimizers: WeakKeyDictionary[nn.Module, torch.optim.Optimizer] = WeakKeyDictionary()
-"""One for a model, however it is run: their states are large."""
+_optimizers: WeakKeyDictionary[nn.Module, dict[bool, torch.optim.Optimizer]] = WeakKeyDictionary()
+"""One of each kind for a model, however it is run: their states are large."""
 
 _AGREED = 8
 """Tokens that must be the same: after more, two nearly equal logits may be rounded apart."""
@@ -41,17 +41,17 @@ def inferring(contender: Contender, ids: Tensor) -> Step:
     return step
 
 
-def training(contender: Contender, ids: Tensor) -> Step:
-    """Loss, gradients and a step of AdamW, the fused one of torch, for everybody.
+def training(contender: Contender, ids: Tensor, *, fused: bool = True) -> Step:
+    """Loss, gradients and a step of AdamW: torch's fused one, or that which torch takes on a CPU when it is not told.
 
     The learning rate is 0, which saves no work: weights stay those that were compared.
     """
     loss_of, labels = contender.loss, ids.roll(-1, dims=1)
     assert loss_of is not None
-    optimizer = _optimizers.get(contender.module)
-    if optimizer is None:
-        optimizer = torch.optim.AdamW(contender.module.parameters(), lr=0.0, fused=True)
-        _optimizers[contender.module] = optimizer
+    kinds = _optimizers.setdefault(contender.module, {})
+    if fused not in kinds:
+        kinds[fused] = torch.optim.AdamW(contender.module.parameters(), lr=0.0, fused=fused or None)
+    optimizer = kinds[fused]
 
     def step() -> Tensor:
         loss = loss_of(ids, labels)

@@ -136,8 +136,10 @@ def check_results(what: str, results: Mapping[str, object], tolerance: float) ->
     reference = next(iter(tensors), "")
     for name, each in tensors.items():
         wanted = tensors[reference]
+        if each.shape != wanted.shape:
+            raise DifferentFunctionError(f"{what}: {name} gives {list(each.shape)}, {reference} {list(wanted.shape)}")
         error = float((each - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30))
-        if error > tolerance:
+        if not error <= tolerance:  # NaN is not
             raise DifferentFunctionError(f"{what}: {name} differs from {reference} by {error:.1e}")
 
 

@@ -11,13 +11,19 @@ from benchmarks.contenders.contender import BASE, Contender, check_same, gathere
 from benchmarks.contenders.hand_written import monolith, monolith_t5
 from benchmarks.contenders.of_torchtune import torchtune
 from benchmarks.contenders.of_transformers import transformers_llama, transformers_t5
-from benchmarks.contenders.of_transom import transom_decoders, transom_encoder_decoders
+from benchmarks.contenders.of_transom import transom_absent, transom_decoders, transom_encoder_decoders
 from benchmarks.contenders.of_x_transformers import x_transformers
 from benchmarks.contenders.weights import hugging_face_llama, hugging_face_t5
 from benchmarks.monolith import Shape
 from benchmarks.monolith_t5 import T5Shape
 
 __all__ = ["encoder_decoders", "llama_makers", "llamas"]
+
+_NO_T5 = {
+    "torchtune": "it has the encoder of a T5 alone",
+    "x-transformers": "it has no T5 by name, and none is put together here",
+}
+"""Libraries that are compared elsewhere, and why not here."""
 
 
 @lru_cache(maxsize=2)
@@ -29,7 +35,8 @@ def llamas(
     Raises:
         DifferentFunctionError: they are not the same function.
     """
-    return _checked(llama_makers(shape, dtype, device), shape.vocab, device, without)
+    found, absent = _checked(llama_makers(shape, dtype, device), shape.vocab, device, without)
+    return found, absent | transom_absent(dtype, device)
 
 
 def llama_makers(shape: Shape, dtype: torch.dtype, device: str) -> dict[str, Callable[[], Contender]]:
@@ -61,7 +68,8 @@ def encoder_decoders(
         **transom_encoder_decoders(hugging_face_t5(shape), dtype, device),
         "transformers": lambda: transformers_t5(reference, dtype, device),
     }
-    return _checked(makers, shape.vocab, device, without)
+    found, absent = _checked(makers, shape.vocab, device, without)
+    return found, absent | _NO_T5
 
 
 def _checked(

@@ -16,7 +16,7 @@ from transom.inference.settings import GenerationSettings
 from benchmarks.contenders.contender import Contender, Decoding
 from benchmarks.contenders.weights import saved
 
-__all__ = ["NAMED", "transom_decoders", "transom_encoder_decoders"]
+__all__ = ["NAMED", "transom_absent", "transom_decoders", "transom_encoder_decoders"]
 
 NAMED = {"core_attention": "torch_dot_product"}
 """What the packaged specs name first."""
@@ -42,21 +42,31 @@ def transom_encoder_decoders(reference: Any, dtype: torch.dtype, device: str) ->
 
 def _ways(dtype: torch.dtype, device: str) -> Iterator[tuple[str, Mapping[str, str]]]:
     yield "transom", NAMED
+    for slot, name, why in _parts(dtype, device):
+        if not why:
+            yield f"transom, {name}", {**NAMED, slot: name}
+
+
+def transom_absent(dtype: torch.dtype, device: str) -> dict[str, str]:
+    """Name the parts that are installed and do not serve here, and why."""
+    return {f"transom, {name}": why for _, name, why in _parts(dtype, device) if why}
+
+
+def _parts(dtype: torch.dtype, device: str) -> Iterator[tuple[str, str, str]]:
+    """Give the slot and the name of each part that is compared, and why it does not serve; empty = it does."""
     for slot, listed in _COMPARED.items():
         for each in transom.list_implementations(listed):
-            if each.name not in ("torch_linear", "torch_norm", NAMED.get(slot)) and _serves(
-                slot, each.name, dtype, device
-            ):
-                yield f"transom, {each.name}", {**NAMED, slot: each.name}
+            if each.name not in ("torch_linear", "torch_norm", NAMED.get(slot)):
+                yield slot, each.name, _refusal(slot, each.name, dtype, device)
 
 
-def _serves(slot: str, name: str, dtype: torch.dtype, device: str) -> bool:
+def _refusal(slot: str, name: str, dtype: torch.dtype, device: str) -> str:
     settings: dict[str, Any] = {"device": device, "dtype": str(dtype).removeprefix("torch."), "mode": "train"}
     try:
         transom.plan("tiny-llama", use={**NAMED, slot: name}, **settings)
-    except ResolutionError:
-        return False
-    return True
+    except ResolutionError as error:
+        return "; ".join(line.partition(": ")[2] for line in error.failed) or error.what
+    return ""
 
 
 def _loaded(reference: Any, use: Mapping[str, str], dtype: torch.dtype, device: str) -> Any:

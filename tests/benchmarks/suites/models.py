@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -19,6 +19,9 @@ from benchmarks.workloads import decoding, inferring, random_ids, training, weig
 __all__ = ["decode", "forward", "prefill", "t5", "training_step"]
 
 LIMIT = "weights read"
+_COMPILED_TOO = frozenset({"transom, onednn_linear"})
+"""Ways to fill Transom that are compiled beside the first: whose products are others."""
+
 _PROMPT, _NEW = 16, 48
 _READ, _WRITTEN = 64, 32
 
@@ -34,6 +37,7 @@ class _Workload:
         rows: of each product of the limit; 0 = no limit is known.
         tokens: for which the limit's products are made.
         compiles: it is compiled too where nobody says which modes.
+        beside: makes further steps, which stand beside everybody's.
     """
 
     title: str
@@ -42,6 +46,7 @@ class _Workload:
     rows: int = 0
     tokens: int = 0
     compiles: bool = False
+    beside: Callable[[Sequence[Contender]], dict[str, Step]] = lambda _: {}
 
 
 def forward(asked: Settings) -> Iterator[Table]:
@@ -62,7 +67,13 @@ def training_step(asked: Settings) -> Iterator[Table]:
     """Loss, gradients and AdamW."""
     ids = random_ids(asked.shape.vocab, 2, min(512, asked.shape.length))
     title = f"training step, 2 x {ids.shape[1]} tokens"
-    yield from _over_llamas(asked, _Workload(title, "training", lambda each: training(each, ids), compiles=True))
+    work = _Workload(title, "training", lambda each: training(each, ids), compiles=True)
+
+    def unfused(found: Sequence[Contender]) -> dict[str, Step]:
+        base = (each for each in found if each.name == BASE)
+        return {f"{each.name}, AdamW not fused": training(each, ids, fused=False) for each in base}
+
+    yield from _over_llamas(asked, replace(work, beside=unfused))
 
 
 def decode(asked: Settings) -> Iterator[Table]:
@@ -105,6 +116,7 @@ def _over_modes(
 ) -> Iterator[Table]:
     for mode in asked.modes_of(dtype, compiles=work.compiles):
         steps = {each.name: work.step(each) for each in found} if mode == "eager" else _compiled(found, work)
+        steps |= work.beside(found)
         if work.rows:
             steps[LIMIT] = weights_read(found, work.rows, work.tokens)
         yield timed(
@@ -121,5 +133,5 @@ def _over_modes(
 def _compiled(found: Sequence[Contender], work: _Workload) -> dict[str, Step]:
     """Compile each library once, and keep the hand-written model as it is to be compared with."""
     steps = {each.name: work.step(each) for each in found if each.name == BASE}
-    compiled = (each.compiled() for each in found if "," not in each.name)
+    compiled = (each.compiled() for each in found if "," not in each.name or each.name in _COMPILED_TOO)
     return steps | {f"{each.name}, compiled": work.step(each) for each in compiled}

@@ -25,13 +25,10 @@ _AXES: dict[str, Sequence[int]] = {
     "tokens": (128, 256, 512, 1024, 2048, 4096, 8192),
     "rows": (1, 2, 4, 8, 16),
 }
-_MOST = 3
-"""Rounds of a curve, whose points already stand for each other."""
 
 
 def scaling(asked: Settings) -> Iterator[Table]:
     """Measure a narrow Llama, for which what is not arithmetic counts most."""
-    asked = replace(asked, rounds=min(asked.rounds, _MOST))
     for what in ("forward", "training step"):
         for axis, numbers in _AXES.items():
             yield _curve(asked, what, axis, numbers[:3] if asked.small else numbers)
