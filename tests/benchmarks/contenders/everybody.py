@@ -78,4 +78,4 @@ def _checked(
     found, absent = gathered({name: make for name, make in makers.items() if name not in without})
     ids = torch.randint(0, vocab, (2, 12), generator=torch.Generator().manual_seed(1)).to(device)
     check_same(found, ids)
-    return found, absent
+    return found, absent | {name: "left out, --without" for name in makers if name in without}

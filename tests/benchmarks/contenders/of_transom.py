@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -48,7 +49,7 @@ def _ways(dtype: torch.dtype, device: str) -> Iterator[tuple[str, Mapping[str, s
 
 
 def transom_absent(dtype: torch.dtype, device: str) -> dict[str, str]:
-    """Name the parts that are installed and do not serve here, and why."""
+    """Name the parts that are installed and do not serve here, and the first reason of each."""
     return {f"transom, {name}": why for _, name, why in _parts(dtype, device) if why}
 
 
@@ -65,7 +66,8 @@ def _refusal(slot: str, name: str, dtype: torch.dtype, device: str) -> str:
     try:
         transom.plan("tiny-llama", use={**NAMED, slot: name}, **settings)
     except ResolutionError as error:
-        return "; ".join(line.partition(": ")[2] for line in error.failed) or error.what
+        whole = next((line.partition(": ")[2] for line in error.failed), error.what)
+        return re.split(r", and |, or |; ", whole)[0]
     return ""
 
 

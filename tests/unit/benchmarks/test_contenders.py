@@ -52,6 +52,31 @@ def test_results_that_are_no_tensors_are_not_compared():
     check_results("seconds", {"one": torch.ones(2), "limit": None, "other": torch.ones(2)}, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [
+        (torch.tensor([1.0, torch.nan]), "loss: other differs from one by nan"),
+        (torch.ones(1), r"loss: other gives \[1\], one \[2\]"),
+    ],
+)
+def test_results_that_are_no_numbers_or_of_another_shape_are_different(other, text):
+    with pytest.raises(DifferentFunctionError, match=text):
+        check_results("loss", {"one": torch.ones(2), "other": other}, 1.0)
+
+
+def test_everybody_who_takes_no_part_is_named(found):
+    _, absent = llamas(SHAPE, torch.float32, "cpu", ("torchtune", "x-transformers"))
+    assert absent["torchtune"] == absent["x-transformers"] == "left out, --without"
+    assert absent["transom, torch_flex"].startswith("torch's flex_attention has no backward pass on the cpu")
+    assert absent["transom, te_linear"].endswith("which is not installed")
+    assert not set(absent) & {each.name for each in found}
+
+
+def test_libraries_without_a_t5_are_named():
+    absent = encoder_decoders(T5_SHAPE, torch.float32, "cpu")[1]
+    assert absent["torchtune"] == "it has the encoder of a T5 alone"
+
+
 def test_who_cannot_be_made_is_absent_with_the_reason(found):
     def broken():
         raise ImportError("No module named 'torchtune'")
