@@ -58,9 +58,11 @@ def check_fields(mask: AttentionMask) -> None:
     check_windows(mask.window)
     if has_no_tensors(mask) and mask.key_segments is None:
         return
+    given = 0
     for name, (kind, fits, ranks, shape) in _FIELDS.items():
         value = getattr(mask, name)
         if value is not None:
+            given += 1
             _check_field(name, value, kind, fits(value) if isinstance(value, Tensor) else False, ranks, shape)
     if mask.key_segments is not None and mask.query_segments is None:
         raise MaskError(
@@ -76,8 +78,9 @@ def check_fields(mask: AttentionMask) -> None:
             hint="causal=True, or no prefix_lengths",
             field="prefix_lengths",
         )
-    _check_agreement(mask, "rows", dict.fromkeys(_OF_BATCH, 0))
-    _check_agreement(mask, "heads", {"keep": 1, "bias": 1, "alibi_slopes": 0})
+    if given > 1:
+        _check_agreement(mask, "rows", dict.fromkeys(_OF_BATCH, 0))
+        _check_agreement(mask, "heads", {"keep": 1, "bias": 1, "alibi_slopes": 0})
 
 
 def _check_field(name: str, value: Tensor, kind: str, fits: bool, ranks: tuple[int, ...], shape: str) -> None:

@@ -232,7 +232,14 @@ def _shown(
         return seen, mask.seeing_rows(s, t, device=device, window=window)
     finite = ~bias.detach().isneginf()
     seen = finite if seen is None else finite & seen
-    return seen, seen.any(dim=-1, keepdim=True)
+    seeing = seen.any(dim=-1, keepdim=True)
+    return seen, None if _is_known_all(seeing) else seeing
+
+
+def _is_known_all(flags: Tensor) -> bool:
+    """Whether all are True, where that is read for nothing: not from a device, and not of what has no value yet."""
+    has_values = flags.is_cpu and type(flags) is Tensor and not torch.compiler.is_compiling()
+    return has_values and not torch._C._are_functorch_transforms_active() and bool(flags.all())
 
 
 def render_block_mask(

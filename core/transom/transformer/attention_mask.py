@@ -38,8 +38,8 @@ class AttentionMask:
     """Which keys each query may attend to, and what is added to their scores.
 
     All fields are optional and combine: a key is visible when *every* field that is given allows it. What is rendered
-    is kept in the object, so that all layers of a step share it: make one a step. No method but `as_varlen` reads a
-    tensor's values on the host, and all the others can be traced by ``torch.compile(fullgraph=True)``.
+    is kept in the object, so that all layers of a step share it: make one a step. No method but `as_varlen` reads the
+    values of a tensor on a device, and all the others can be traced by ``torch.compile(fullgraph=True)``.
 
     `causal`, `window`, `prefix_lengths` and `alibi_slopes` count in positions. Where none are given, queries and keys
     are aligned bottom-right: the last of s queries is at the position of the last of t keys, within its segment if

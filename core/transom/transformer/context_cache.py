@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, final
 from torch import Tensor, nn
 
 from transom.errors import CacheError
+from transom.transformer.direct_attributes import submodule
 
 if TYPE_CHECKING:
     from transom.slots.attention import ContextCache
@@ -68,11 +69,12 @@ class EncoderDecoderCache(nn.Module):
         source: what the entries were made of, ``[b, t, h]``; `None` = nothing yet.
     """
 
+    written: Any = submodule()
     source: Tensor | None
 
     def __init__(self, written: KVCache, num_layers: int) -> None:
         super().__init__()
-        self.written: Any = written
+        self.written = written
         self.entries = [ContextEntry() for _ in range(num_layers)]
         self.source = None
 

@@ -21,6 +21,7 @@ from transom.transformer._cache_checks import (
 from transom.transformer._cache_entry import CacheEntry
 from transom.transformer._cache_memory import PlainMemory, SlotEntry
 from transom.transformer.attention_mask import AttentionMask
+from transom.transformer.direct_attributes import buffer
 
 if TYPE_CHECKING:
     from transom.slots.kv_cache import CacheStep as CacheStepInterface
@@ -55,8 +56,8 @@ class KVCache(nn.Module):
         lengths: integers ``[batch_size]``, positions of each row in use.
     """
 
-    lengths: Tensor
-    reached: Tensor
+    lengths: Tensor = buffer()
+    reached: Tensor = buffer()
 
     def __init__(
         self,
@@ -179,8 +180,8 @@ class KVCache(nn.Module):
 
     def reset(self) -> None:
         """Forget everything, keeping the memory."""
-        for buffer in self.buffers():
-            buffer.zero_()
+        for held in self.buffers():
+            held.zero_()
 
     def check_kept(self, first: Tensor, reached: Tensor) -> None:
         """Refuse to go back to ``first [b]`` where a window has forgotten what is before it.

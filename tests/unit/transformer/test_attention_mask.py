@@ -225,10 +225,11 @@ def test_bias_adds_alibi_when_both_are_given() -> None:
         [
             [[float(bias[0, h, i, j]) - float(slopes[h]) * abs(1 + i - j) for j in range(3)] for i in range(2)]
             for h in range(2)
-        ]
+        ],
+        dtype=torch.float64,
     )
     assert got is not None
-    torch.testing.assert_close(got[0], expected.double(), rtol=0, atol=1e-7)
+    torch.testing.assert_close(got[0], expected, rtol=0, atol=1e-7)
 
 
 def test_alibi_is_rounded_once_when_dtype_is_bfloat16() -> None:
@@ -252,6 +253,14 @@ def test_additive_lets_gradients_reach_the_bias_when_it_is_learned() -> None:
     assert first is not second, "what needs a gradient must not be shared by recomputed layers"
     first.masked_fill(first == -torch.inf, 0).sum().backward()
     assert torch.equal(bias.grad, torch.ones(3, 3).tril()[None, None])
+
+
+def test_opened_names_no_rows_when_a_bias_leaves_each_a_key() -> None:
+    bias = torch.tensor([[[[0.5, float("-inf")], [2.0, 1.0]]]])
+    opened = AttentionMask(bias=bias).as_opened(2, 2, dtype=torch.float32, device=CPU)
+    assert opened is not None
+    assert opened.blind is None
+    assert torch.equal(opened.added, bias)
 
 
 def test_opened_counts_what_a_bias_hides_when_it_hides_by_infinity() -> None:

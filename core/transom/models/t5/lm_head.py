@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from transom.errors import InputError, ParallelError
 from transom.transformer.collectives import Ranks, copy_to_ranks, gather_features, gather_sequence
+from transom.transformer.direct_attributes import submodule
 from transom.transformer.linear import ColumnLinear
 from transom.transformer.module import Module
 from transom.transformer.sharding import Offset, ShardedModule, ShardedStateDict
@@ -130,7 +131,7 @@ class T5LMHead(Module):
         (['output_layer.bias'], torch.Size([1, 2, 10]))
     """
 
-    output_layer: Any
+    output_layer: Any = submodule()
 
     def __init__(
         self,

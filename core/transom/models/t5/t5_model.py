@@ -16,6 +16,7 @@ from transom.models.t5.masks import Mask, mask_for, with_position_bias
 from transom.models.t5.stages import Stage, forget_second_names, with_one_owner_each, with_positions
 from transom.models.t5.submodules import T5Options, T5Parts, reference_parts
 from transom.transformer.context_cache import EncoderDecoderCache
+from transom.transformer.direct_attributes import submodule
 from transom.transformer.module import Module
 from transom.transformer.packed_seq_params import PackedSeqParams, packed_position_ids
 from transom.transformer.sharding import Offset, ShardedStateDict
@@ -89,6 +90,10 @@ class T5Model(Module):
         torch.Size([1, 2])
     """
 
+    embedding: Any = submodule()
+    decoder: TransformerBlock | None = submodule()
+    cache: EncoderDecoderCache | None = submodule()
+
     def __init__(
         self,
         config: TransformerConfig,
@@ -139,7 +144,6 @@ class T5Model(Module):
         self.max_sequence_length, self.is_tied = max_sequence_length, share_embeddings_and_output_weights
         self.pre_process, self.post_process = pre_process, post_process
         self.sequence_ranks = config.tensor_model_parallel_size if config.sequence_parallel else 1
-        self.fp16_lm_cross_entropy = fp16_lm_cross_entropy
         self.embedding = stage.embedding()
         self.encoder_relative_pos_emb = stage.encoder_bias()
         self.encoder = stage.encoder(transformer_encoder_layer_spec, encoder_layers)
@@ -149,7 +153,7 @@ class T5Model(Module):
         self.read_dropout, self.written_dropout = stage.output_dropout()
         self.loss: Loss = stage.parts.loss(config)
         self.make_cache = CacheMaker(stage.cache(), stage.masks, max_sequence_length)
-        self.cache: EncoderDecoderCache | None = None
+        self.fp16_lm_cross_entropy, self.cache = fp16_lm_cross_entropy, None
         self.encoder_hidden_state: Tensor | None = None
         self.register_load_state_dict_pre_hook(forget_second_names)  # type: ignore[no-untyped-call]
 
@@ -194,16 +198,15 @@ class T5Model(Module):
             MaskError: a mask has a wrong shape or dtype, or is of a kind that the model was not built for.
             CacheError: a step does not fit into the cache.
         """
-        packed, read = packed_seq_params, encoder_hidden_states
-        cache, positions = self.cache, input_pos
+        packed, read, cache = packed_seq_params, encoder_hidden_states, self.cache
         if inference_params is not None:
-            cache, positions = self.make_cache.of_caller(inference_params, self.decoder, decoder_input_ids, input_pos)
+            cache, input_pos = self.make_cache.of_caller(inference_params, self.decoder, decoder_input_ids, input_pos)
         if read is None and self.encoder is not None and (encoder_input_ids is not None or not holds_context(cache)):
             read = self._read(encoder_input_ids, encoder_attn_mask, packed)
         if output_encoder_hidden_only or self.decoder is None:
             return encoded(read)
         masks = decoder_attn_mask, encoder_decoder_attn_mask
-        hidden = self._write(decoder_input_ids, read, masks, positions, cache, packed)
+        hidden = self._write(decoder_input_ids, read, masks, input_pos, cache, packed)
         if self.lm_head is None or lm_labels is None:
             return self._logits(hidden)
         losses = self.lm_head.losses(self.loss, hidden, lm_labels, self._word_embeddings())
@@ -250,8 +253,7 @@ class T5Model(Module):
             InputError: as `forward`, like `MaskError` and `CacheError`; or there is no decoder on this stage.
         """
         masks = decoder_attn_mask, encoder_decoder_attn_mask
-        hidden = self._write(decoder_input_ids, encoder_hidden_states, masks, input_pos, self.cache)
-        return self._logits(hidden)
+        return self._logits(self._write(decoder_input_ids, encoder_hidden_states, masks, input_pos, self.cache))
 
     def setup_caches(self, batch_size: int, dtype: torch.dtype | None = None, *, capacity: int | None = None) -> None:
         """Make room for what up to ``batch_size`` sequences write, and keep what they read once it is there.
