@@ -82,10 +82,11 @@ def _remade(x: Tensor, inverse: Tensor, scale: Tensor) -> Tensor:
 
 def _normed(x: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Compute the result and 1/√(mean(x²) + ε) ``[..., 1]``, which is float32 at least."""
-    wide = _widened(x)
+    wide = x if x.dtype.itemsize >= 4 else x.float()
     length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     inverse = torch.addcmul(_constant(eps, wide.dtype), length, length, value=1 / x.shape[-1]).rsqrt_()
-    return _scaled(x, wide, inverse, scale), inverse
+    normed = torch.mul(x, inverse).mul_(scale) if wide is x else _scaled(x, wide, inverse, scale)
+    return normed, inverse
 
 
 def _widened(x: Tensor) -> Tensor:
