@@ -67,7 +67,7 @@ def _refusal(slot: str, name: str, dtype: torch.dtype, device: str) -> str:
         transom.plan("tiny-llama", use={**NAMED, slot: name}, **settings)
     except ResolutionError as error:
         whole = next((line.partition(": ")[2] for line in error.failed), error.what)
-        return re.split(r", and |, or |; ", whole)[0]
+        return re.split(r", and |, or |; | \((?:requires|supports)\)", whole)[0]
     return ""
 
 

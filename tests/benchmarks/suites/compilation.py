@@ -32,6 +32,7 @@ def compilation(asked: Settings) -> Iterator[Table]:
     with _only_traced():
         found, absent = llamas(_TINY, torch.float32, "cpu", asked.without)
         found = [each for each in found if "," not in each.name]
+        absent = {name: why for name, why in absent.items() if "," not in name}
         yield _counts("graphs while one sequence is decoded", "new tokens", _NEW, _decoding, found, absent)
         yield _counts("graphs over forward passes of growing length", "lengths", (1, 3), _forward, found, absent)
 

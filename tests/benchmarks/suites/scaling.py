@@ -45,7 +45,7 @@ def _curve(asked: Settings, what: str, axis: str, numbers: Sequence[int]) -> Tab
         ids = random_ids(shape.vocab, rows, tokens)
         steps = {each.name: _step(what, each, ids) for each in found if "," not in each.name}
         point = timed("", "", steps, asked, tolerance=TOLERANCES[torch.float32], absent=missing)
-        absent |= point.absent
+        absent |= {name: why for name, why in point.absent.items() if "," not in name}
         for name, seconds in point.samples.items():
             samples.setdefault(name, {})[str(number)] = seconds[ONLY]
     note = f"Width {_NARROW.hidden}, float32, eager; otherwise {_fixed(axis)}."
