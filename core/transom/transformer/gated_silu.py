@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from transom.transformer.direct_function import DirectFunction
+
 __all__ = ["gated_silu"]
 
 
@@ -36,7 +38,7 @@ def gated_silu(x: Tensor) -> Tensor:
     return F.silu(gate) * up if is_differentiated else F.silu(gate).mul_(up)
 
 
-class _GatedSilu(torch.autograd.Function):
+class _GatedSilu(DirectFunction):
     if TYPE_CHECKING:  # torch leaves it untyped
 
         @classmethod

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
+from transom.transformer.direct_function import DirectFunction
 from transom.transformer.remade_input import can_be_remade, is_kept_as_it_is, with_remade
 
 __all__ = ["rms_norm", "with_remade_norm"]
@@ -105,7 +106,7 @@ def _constant(value: float, dtype: torch.dtype) -> Tensor:
         return torch.tensor(value, dtype=dtype)
 
 
-class _RMSNorm(torch.autograd.Function):
+class _RMSNorm(DirectFunction):
     if TYPE_CHECKING:  # torch leaves it untyped
 
         @classmethod
