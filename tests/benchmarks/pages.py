@@ -32,10 +32,14 @@ _READ = """
 `weights read` is the bare sequence of matrix products that the new tokens need, by torch's library: the limit of who
 calls it. Products of a single row that are compiled may be faster than the library's.
 """
+_PRODUCTS = """
+`products alone` is the bare sequence of matrix products with weights that nobody can do without, by torch's library, of
+a step forward and back. Attention, norms and the rest are on top; other libraries of products may be faster.
+"""
 
 PAGES: dict[str, tuple[str, str]] = {
-    "forward": ("Forward and prefill", _LLAMA + _RATIOS),
-    "training": ("Training step", _LLAMA + _STEP + _RATIOS + _COMPILED),
+    "forward": ("Forward and prefill", _LLAMA + _PRODUCTS + _RATIOS),
+    "training": ("Training step", _LLAMA + _STEP + _PRODUCTS + _RATIOS + _COMPILED),
     "decoding": (
         "Decoding",
         _LLAMA

@@ -14,7 +14,7 @@ from benchmarks.measure import Step
 from benchmarks.monolith import Monolith
 from benchmarks.monolith_t5 import MonolithT5
 
-__all__ = ["decoding", "inferring", "matrices", "random_ids", "training", "weights_read"]
+__all__ = ["decoding", "inferring", "matrices", "products_of_a_step", "random_ids", "training", "weights_read"]
 
 _optimizers: WeakKeyDictionary[nn.Module, dict[bool, torch.optim.Optimizer]] = WeakKeyDictionary()
 """One of each kind for a model, however it is run: their states are large."""
@@ -30,13 +30,11 @@ def random_ids(vocab: int, b: int, s: int, device: str = "cpu") -> Tensor:
 
 def inferring(contender: Contender, ids: Tensor) -> Step:
     """Logits (or hidden states) of a batch, without gradients, in evaluation mode."""
+    contender.module.eval()
 
     def step() -> Tensor:
-        contender.module.eval()
         with torch.inference_mode():
-            result = contender.logits(ids)
-        contender.module.train()
-        return result
+            return contender.logits(ids)
 
     return step
 
@@ -48,6 +46,7 @@ def training(contender: Contender, ids: Tensor, *, fused: bool = True) -> Step:
     """
     loss_of, labels = contender.loss, ids.roll(-1, dims=1)
     assert loss_of is not None
+    contender.module.train()
     kinds = _optimizers.setdefault(contender.module, {})
     if fused not in kinds:
         kinds[fused] = torch.optim.AdamW(contender.module.parameters(), lr=0.0, fused=fused or None)
@@ -68,16 +67,16 @@ def decoding(contender: Contender, prompt: Tensor, count: int) -> Step:
     decode = contender.decoding(prompt, count)
     compares = next(contender.module.parameters()).dtype == torch.float32
 
+    contender.module.eval()
+
     def step() -> Tensor | None:
-        contender.module.eval()
         tokens = decode()
-        contender.module.train()
         return tokens[:, :_AGREED].double() if compares else None
 
     return step
 
 
-def weights_read(contenders: Sequence[Contender], rows: int, times: int) -> Step:
+def weights_read(contenders: Sequence[Contender], rows: int, times: int = 1) -> Step:
     """Make the bare sequence of matrix products that so many tokens of so many rows cannot do without."""
     weights = matrices(contenders)
     inputs = [(weight.new_ones(rows, weight.shape[1]), weight) for weight in weights]
@@ -87,6 +86,24 @@ def weights_read(contenders: Sequence[Contender], rows: int, times: int) -> Step
             for _ in range(times):
                 for x, weight in inputs:
                     F.linear(x, weight)
+
+    return step
+
+
+def products_of_a_step(contenders: Sequence[Contender], rows: int) -> Step:
+    """Make the bare sequence of matrix products that a training step of so many tokens cannot do without."""
+    weights = matrices(contenders)
+    inputs = [
+        (weight.new_ones(rows, weight.shape[1]), weight, weight.new_ones(rows, len(weight))) for weight in weights
+    ]
+
+    def step() -> None:
+        with torch.inference_mode():
+            for x, weight, _ in inputs:
+                F.linear(x, weight)
+            for x, weight, grad in reversed(inputs):
+                torch.mm(grad, weight)
+                torch.mm(grad.T, x)
 
     return step
 

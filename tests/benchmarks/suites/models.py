@@ -14,11 +14,12 @@ from benchmarks.measure import Step
 from benchmarks.settings import Settings, dtype_of
 from benchmarks.suites.timing import timed
 from benchmarks.table import Table
-from benchmarks.workloads import decoding, inferring, random_ids, training, weights_read
+from benchmarks.workloads import decoding, inferring, products_of_a_step, random_ids, training, weights_read
 
 __all__ = ["decode", "forward", "prefill", "t5", "training_step"]
 
-LIMIT = "weights read"
+READ = "weights read"
+PRODUCTS = "products alone"
 _COMPILED_TOO = frozenset({"transom, onednn_linear"})
 """Ways to fill Transom that are compiled beside the first: whose products are others."""
 
@@ -34,8 +35,7 @@ class _Workload:
         title: of the table, to which dtype and mode are added.
         page: where it is shown.
         step: makes it for a contender.
-        rows: of each product of the limit; 0 = no limit is known.
-        tokens: for which the limit's products are made.
+        limit: the name, and what makes the step, of what nobody can do without; `None` = no limit is known.
         compiles: it is compiled too where nobody says which modes.
         beside: makes further steps, which stand beside everybody's.
     """
@@ -43,8 +43,7 @@ class _Workload:
     title: str
     page: str
     step: Callable[[Contender], Step]
-    rows: int = 0
-    tokens: int = 0
+    limit: tuple[str, Callable[[Sequence[Contender]], Step]] | None = None
     compiles: bool = False
     beside: Callable[[Sequence[Contender]], dict[str, Step]] = lambda _: {}
 
@@ -52,14 +51,16 @@ class _Workload:
 def forward(asked: Settings) -> Iterator[Table]:
     """Logits of a batch."""
     ids = random_ids(asked.shape.vocab, 2, min(512, asked.shape.length))
-    work = _Workload(f"forward, 2 x {ids.shape[1]} tokens", "forward", lambda each: inferring(each, ids))
+    limit = PRODUCTS, partial(weights_read, rows=ids.numel())
+    work = _Workload(f"forward, 2 x {ids.shape[1]} tokens", "forward", lambda each: inferring(each, ids), limit)
     yield from _over_llamas(asked, work)
 
 
 def prefill(asked: Settings) -> Iterator[Table]:
     """Logits of one long row."""
     ids = random_ids(asked.shape.vocab, 1, min(1024, asked.shape.length))
-    work = _Workload(f"prefill, 1 x {ids.shape[1]} tokens", "forward", lambda each: inferring(each, ids))
+    limit = PRODUCTS, partial(weights_read, rows=ids.numel())
+    work = _Workload(f"prefill, 1 x {ids.shape[1]} tokens", "forward", lambda each: inferring(each, ids), limit)
     yield from _over_llamas(asked, work)
 
 
@@ -67,7 +68,8 @@ def training_step(asked: Settings) -> Iterator[Table]:
     """Loss, gradients and AdamW."""
     ids = random_ids(asked.shape.vocab, 2, min(512, asked.shape.length))
     title = f"training step, 2 x {ids.shape[1]} tokens"
-    work = _Workload(title, "training", lambda each: training(each, ids), compiles=True)
+    limit = PRODUCTS, partial(products_of_a_step, rows=ids.numel())
+    work = _Workload(title, "training", lambda each: training(each, ids), limit, compiles=True)
 
     def unfused(found: Sequence[Contender]) -> dict[str, Step]:
         base = (each for each in found if each.name == BASE)
@@ -82,7 +84,8 @@ def decode(asked: Settings) -> Iterator[Table]:
         prompt = random_ids(asked.shape.vocab, rows, _PROMPT)
         title = f"decode {_NEW} tokens, {rows} row{'s' * (rows > 1)}"
         step = partial(_decoding, prompt, _NEW)
-        yield from _over_llamas(asked, _Workload(title, "decoding", step, rows, _NEW, compiles=rows == 1))
+        limit = READ, partial(weights_read, rows=rows, times=_NEW)
+        yield from _over_llamas(asked, _Workload(title, "decoding", step, limit, compiles=rows == 1))
 
 
 def t5(asked: Settings) -> Iterator[Table]:
@@ -92,7 +95,8 @@ def t5(asked: Settings) -> Iterator[Table]:
     for rows in (1, 8):
         read = random_ids(asked.t5_shape.vocab, rows, _READ)
         title = f"T5 read {_READ} and write {_WRITTEN} tokens, {rows} row{'s' * (rows > 1)}"
-        yield from _over_t5s(asked, _Workload(title, "t5", partial(_decoding, read, _WRITTEN), rows, _WRITTEN))
+        limit = READ, partial(weights_read, rows=rows, times=_WRITTEN)
+        yield from _over_t5s(asked, _Workload(title, "t5", partial(_decoding, read, _WRITTEN), limit))
 
 
 def _decoding(prompt: torch.Tensor, count: int, contender: Contender) -> Step:
@@ -117,8 +121,9 @@ def _over_modes(
     for mode in asked.modes_of(dtype, compiles=work.compiles):
         steps = {each.name: work.step(each) for each in found} if mode == "eager" else _compiled(found, work)
         steps |= work.beside(found)
-        if work.rows:
-            steps[LIMIT] = weights_read(found, work.rows, work.tokens)
+        name, products = work.limit or (None, None)
+        if name and products:
+            steps[name] = products(found)
         yield timed(
             f"{work.title}, {dtype}, {mode}",
             work.page,
@@ -126,7 +131,7 @@ def _over_modes(
             asked,
             tolerance=TOLERANCES[dtype_of(dtype)],
             absent=absent,
-            limit=LIMIT if work.rows else None,
+            limit=name,
         )
 
 
