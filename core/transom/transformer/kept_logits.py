@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["cross_entropy_of_kept_logits"]
+__all__ = ["LinearProduct", "cross_entropy_of_kept_logits"]
+
+LinearProduct = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""``x [..., in]``, ``weight [out, in]`` and ``bias [out]`` to ``x @ weight.T + bias``, differentiable."""
 
 _ROWS = 128
 """So many tokens' exponentials are made at once: they stay in a processor's cache."""
 
 
 def cross_entropy_of_kept_logits(
-    hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, ignore_index: int, z_loss: float
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None,
+    ignore_index: int,
+    z_loss: float,
+    linear: LinearProduct = F.linear,
 ) -> Tensor:
     """Compute each token's loss; nothing of the logits' size is made but the logits.
 
@@ -26,6 +36,7 @@ def cross_entropy_of_kept_logits(
         bias: ``[v]``, or `None`.
         ignore_index: the label that costs nothing.
         z_loss: weight of the squared log-partition.
+        linear: makes the logits and the gradient of ``hidden``: ``linear(x, weight, bias)`` is ``x @ weight.T + bias``.
 
     Returns:
         ``[tokens]`` in nats, float32 (float64 for float64 hidden states).
@@ -36,7 +47,7 @@ def cross_entropy_of_kept_logits(
         >>> torch.allclose(losses, F.cross_entropy(hidden @ weight.T, labels, reduction="none"), atol=1e-5)
         True
     """
-    return _CrossEntropy.apply(hidden, weight, labels, bias, ignore_index, z_loss)
+    return _CrossEntropy.apply(hidden, weight, labels, bias, ignore_index, z_loss, linear)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -54,8 +65,9 @@ class _CrossEntropy(torch.autograd.Function):
         bias: Tensor | None,
         ignore_index: int,
         z_loss: float,
+        linear: LinearProduct,
     ) -> Tensor:
-        logits = F.linear(hidden, weight, bias)  # [tokens, v]
+        logits = linear(hidden, weight, bias)  # [tokens, v]
         ignored = labels == ignore_index
         where = labels.masked_fill(ignored, 0)[:, None]  # [tokens, 1]
         log_z = _log_partition(logits)
@@ -63,7 +75,7 @@ class _CrossEntropy(torch.autograd.Function):
         if z_loss:
             losses += z_loss * log_z.square()
         ctx.save_for_backward(hidden, weight, bias, where, ignored, log_z)
-        ctx.logits, ctx.z_loss = logits, z_loss
+        ctx.logits, ctx.z_loss, ctx.linear = logits, z_loss, linear
         return losses[:, 0].masked_fill_(ignored, 0.0)
 
     @staticmethod
@@ -71,18 +83,19 @@ class _CrossEntropy(torch.autograd.Function):
         hidden, weight, bias, where, ignored, log_z = ctx.saved_tensors
         cotangent = grad.masked_fill(ignored, 0.0)[:, None]  # [tokens, 1]
         if torch.is_grad_enabled():  # gradients of these gradients will be asked for
-            slopes = _slopes(F.linear(hidden, weight, bias), where, cotangent, ctx.z_loss)
+            slopes = _slopes(ctx.linear(hidden, weight, bias), where, cotangent, ctx.z_loss)
         else:
             # The logits become their own gradients; who goes back through the graph again has them made again.
-            slopes = F.linear(hidden, weight, bias) if ctx.logits is None else ctx.logits
+            slopes = ctx.linear(hidden, weight, bias) if ctx.logits is None else ctx.logits
             ctx.logits = None
             _become_slopes(slopes, where, cotangent, log_z, ctx.z_loss)
         needs_hidden, needs_weight, _, needs_bias = ctx.needs_input_grad[:4]
         return (
-            slopes @ weight if needs_hidden else None,  # [tokens, v] @ [v, h]
+            ctx.linear(slopes, weight.T, None) if needs_hidden else None,  # [tokens, v] @ [v, h]
             slopes.T @ hidden if needs_weight else None,  # [v, tokens] @ [tokens, h]
             None,
             slopes.sum(0) if needs_bias else None,
+            None,
             None,
             None,
         )

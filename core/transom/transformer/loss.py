@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transom.transformer.chunked_loss import chunked_cross_entropy
-from transom.transformer.kept_logits import cross_entropy_of_kept_logits
+from transom.transformer.kept_logits import LinearProduct, cross_entropy_of_kept_logits
 
 if TYPE_CHECKING:
     from transom.slots.loss import Loss, LossBuilder, LossRequest
@@ -33,6 +33,7 @@ class CrossEntropy(nn.Module):
     Args:
         config: is not read: all that matters is in the request.
         request: ``ignore_index``, ``z_loss`` and ``softcap``.
+        linear: makes all tokens' logits; those of a chunk are `torch.nn.functional.linear`'s.
 
     Source: z-loss: Chowdhery et al. 2022 (PaLM), section 5; soft-capping: Gemma 2.
 
@@ -45,8 +46,9 @@ class CrossEntropy(nn.Module):
         tensor([[2.0794, 0.0000]])
     """
 
-    def __init__(self, config: TransformerConfig, *, request: LossRequest) -> None:
+    def __init__(self, config: TransformerConfig, *, request: LossRequest, linear: LinearProduct = F.linear) -> None:
         super().__init__()
+        self._linear = linear
         self.ignore_index = request.ignore_index
         self.z_loss = request.z_loss
         self.softcap = request.softcap
@@ -70,8 +72,9 @@ class CrossEntropy(nn.Module):
             )
         if self.softcap is None and _is_plain(hidden, weight):
             flat, ids = hidden.flatten(0, -2), labels.flatten()  # [b·s, h], [b·s]
-            return cross_entropy_of_kept_logits(flat, weight, ids, bias, self.ignore_index, self.z_loss).view_as(labels)
-        logits = F.linear(hidden, weight, bias).flatten(0, -2)  # [b·s, v]
+            losses = cross_entropy_of_kept_logits(flat, weight, ids, bias, self.ignore_index, self.z_loss, self._linear)
+            return losses.view_as(labels)
+        logits = self._linear(hidden, weight, bias).flatten(0, -2)  # [b·s, v]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)

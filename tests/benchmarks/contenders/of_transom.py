@@ -25,6 +25,9 @@ NAMED = {"core_attention": "torch_dot_product"}
 _COMPARED = {"core_attention": "core_attention", "linear": "column_linear", "norm": "norm"}
 """Slots whose implementations are rows of their own, and where those are listed."""
 
+_BESIDE = {"onednn_linear": {"loss": "onednn_linear"}}
+"""What else is named by whoever names one of them."""
+
 _GRAPHED = partial(torch.compile, mode="reduce-overhead", fullgraph=True, dynamic=False)
 
 Maker = Callable[[], Contender]
@@ -36,8 +39,10 @@ def transom_decoders(reference: Any, dtype: torch.dtype, device: str) -> dict[st
 
 
 def transom_encoder_decoders(reference: Any, dtype: torch.dtype, device: str) -> dict[str, Maker]:
-    """Likewise, of a T5: with the parts named first, and with core's own attention."""
+    """Likewise, of a T5: with the parts named first, with core's own attention, and with oneDNN's linears."""
     ways = {"transom": NAMED, "transom, dot_product": {"core_attention": "dot_product"}}
+    if not _refusal("linear", "onednn_linear", dtype, device):
+        ways["transom, onednn_linear"] = {**NAMED, "linear": "onednn_linear"}
     return {name: partial(_encoder_decoder, name, reference, use, dtype, device) for name, use in ways.items()}
 
 
@@ -45,7 +50,7 @@ def _ways(dtype: torch.dtype, device: str) -> Iterator[tuple[str, Mapping[str, s
     yield "transom", NAMED
     for slot, name, why in _parts(dtype, device):
         if not why:
-            yield f"transom, {name}", {**NAMED, slot: name}
+            yield f"transom, {name}", {**NAMED, slot: name, **_BESIDE.get(name, {})}
 
 
 def transom_absent(dtype: torch.dtype, device: str) -> dict[str, str]:
@@ -64,7 +69,7 @@ def _parts(dtype: torch.dtype, device: str) -> Iterator[tuple[str, str, str]]:
 def _refusal(slot: str, name: str, dtype: torch.dtype, device: str) -> str:
     settings: dict[str, Any] = {"device": device, "dtype": str(dtype).removeprefix("torch."), "mode": "train"}
     try:
-        transom.plan("tiny-llama", use={**NAMED, slot: name}, **settings)
+        transom.plan("tiny-llama", use={**NAMED, slot: name, **_BESIDE.get(name, {})}, **settings)
     except ResolutionError as error:
         whole = next((line.partition(": ")[2] for line in error.failed), error.what)
         return re.split(r", and |, or |; | \((?:requires|supports)\)", whole)[0]

@@ -38,9 +38,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, /) -> Tensor:
     """Compute ``x @ weight.T + bias``, as `torch.nn.functional.linear`.
 
     oneDNN makes the output and the input's gradient of plain float32 tensors on a CPU, once differentiated and more
-    often. The weight's gradient is a product that it makes no faster, and is torch's; so is all of any other dtype or
-    device, under autocast, of tensor subclasses and within transforms of `torch.func`. A single row that is
-    being compiled is torch's too, for a compiler makes one loop of it.
+    often, and the weight's gradient where it is compiled. Otherwise that is torch's; so is all of any other dtype or
+    device, under autocast, of tensor subclasses and within transforms of `torch.func`. A single row that is being
+    compiled is torch's too, for a compiler makes one loop of it.
 
     Args:
         x: ``[..., in]``.
@@ -108,6 +108,13 @@ for _operator in (torch.ops.transom_onednn_linear.product, _pointwise and _point
         register_flop_formula(_operator)(_flops)
 
 
+def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    # [out, rows] @ [rows, in]. oneDNN wants what comes first side by side, and only a compiler makes that quickly.
+    if torch.compiler.is_compiling() and not torch.is_grad_enabled():
+        return _product(grad.t().contiguous(), x.t(), None)
+    return grad.t() @ x
+
+
 class _Linear(torch.autograd.Function):
     if TYPE_CHECKING:  # torch leaves it untyped
 
@@ -126,6 +133,6 @@ class _Linear(torch.autograd.Function):
         rows = grad.reshape(-1, grad.shape[-1])  # [rows, out]
         return (
             linear(grad, weight.t()) if needs_x else None,  # [..., out] @ [out, in]
-            rows.t() @ x.reshape(-1, x.shape[-1]) if needs_weight else None,  # [out, rows] @ [rows, in]
+            _weight_gradient(rows, x.reshape(-1, x.shape[-1])) if needs_weight else None,
             rows.sum(0) if needs_bias else None,
         )
