@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["LinearProduct", "cross_entropy_of_kept_logits"]
+if TYPE_CHECKING:
+    from transom.transformer.linear import LinearProduct
 
-LinearProduct = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""``x [..., in]``, ``weight [out, in]`` and ``bias [out]`` to ``x @ weight.T + bias``, differentiable."""
+__all__ = ["cross_entropy_of_kept_logits"]
 
 _ROWS = 128
 """So many tokens' exponentials are made at once: they stay in a processor's cache."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from transom.slots.linear import ColumnLinearBuilder, Linear, LinearRequest, RowLinearBuilder
     from transom.transformer.transformer_config import TransformerConfig
 
-__all__ = ["ColumnLinear", "RowLinear", "refuse_several_ranks"]
+__all__ = ["ColumnLinear", "LinearProduct", "PlainLinear", "RowLinear", "refuse_several_ranks"]
+
+LinearProduct = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""``x [..., in]``, ``weight [out, in]`` and ``bias [out]`` to ``x @ weight.T + bias``, differentiable."""
 
 
 def refuse_several_ranks(name: str, tp_group: ProcessGroup | None) -> None:
@@ -45,8 +48,40 @@ def refuse_several_ranks(name: str, tp_group: ProcessGroup | None) -> None:
         )
 
 
-class _PlainLinear(ShardedModule):
-    """``x @ weight.T + bias``: what a column and a row linear are on one process."""
+class PlainLinear(ShardedModule):
+    """``x @ weight.T + bias``: what column and row linears are alike on one process; a subclass may multiply otherwise.
+
+    Args:
+        input_size: width of the input.
+        output_size: width of the output.
+        config: dtype, initialisation, delayed weight gradients.
+        init_method: fills the weight in place.
+        bias: have a bias, zero at first.
+        skip_bias_add: return the bias instead of adding it.
+        tp_group: `None`, or a group of one process.
+        of_the_place: what matters to several processes alone, ``gather_output`` say; is not read.
+
+    Attributes:
+        product: computes ``x @ weight.T + bias``, but where weight gradients are delayed.
+        called: the implementation's name, for messages.
+
+    Raises:
+        ParallelError: ``tp_group`` has several processes.
+
+    Example:
+        >>> from transom import TransformerConfig
+        >>> class Doubled(PlainLinear):
+        ...     product = staticmethod(lambda x, weight, bias: 2 * F.linear(x, weight, bias))
+        >>> config = TransformerConfig(num_layers=1, hidden_size=4, num_attention_heads=1)
+        >>> linear = Doubled(
+        ...     4, 2, config=config, init_method=nn.init.ones_, bias=False, skip_bias_add=False, tp_group=None
+        ... )
+        >>> linear(torch.ones(1, 4))[0].tolist()
+        [[8.0, 8.0]]
+    """
+
+    product: ClassVar[staticmethod[[Tensor, Tensor, Tensor | None], Tensor]] = staticmethod(F.linear)
+    called: ClassVar[str] = "torch_linear"
 
     weight: nn.Parameter = parameter()
     bias: nn.Parameter | None = parameter()
@@ -55,22 +90,24 @@ class _PlainLinear(ShardedModule):
         self,
         input_size: int,
         output_size: int,
+        /,
+        *,
         config: TransformerConfig,
         init_method: Callable[[Tensor], Any],
-        *,
         bias: bool,
         skip_bias_add: bool,
         tp_group: ProcessGroup | None,
+        **of_the_place: Any,
     ) -> None:
         super().__init__()
-        refuse_several_ranks("torch_linear", tp_group)
+        refuse_several_ranks(self.called, tp_group)
         dtype = torch_dtype(config.params_dtype)
         self.weight = nn.Parameter(torch.empty(output_size, input_size, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(output_size, dtype=dtype)) if bias else None
         self.skip_bias_add = skip_bias_add
         self._config, self._init_method = config, init_method
         self._delayed = DelayedLinear() if config.delay_wgrad_compute else None
-        self._linear = self._delayed or F.linear
+        self._linear: LinearProduct = self._delayed or self.product
         self.reset_parameters()
 
     @classmethod
@@ -103,7 +140,7 @@ class _PlainLinear(ShardedModule):
 
 
 @final
-class ColumnLinear(_PlainLinear):
+class ColumnLinear(PlainLinear):
     """A linear for a column place: its output would be split over tensor-parallel ranks, of which there is one.
 
     Args:
@@ -151,12 +188,18 @@ class ColumnLinear(_PlainLinear):
         stride: int = 1,
     ) -> None:
         super().__init__(
-            input_size, output_size, config, init_method, bias=bias, skip_bias_add=skip_bias_add, tp_group=tp_group
+            input_size,
+            output_size,
+            config=config,
+            init_method=init_method,
+            bias=bias,
+            skip_bias_add=skip_bias_add,
+            tp_group=tp_group,
         )
 
 
 @final
-class RowLinear(_PlainLinear):
+class RowLinear(PlainLinear):
     """A linear for a row place: its input would be split over tensor-parallel ranks, of which there is one.
 
     Args:
@@ -202,7 +245,13 @@ class RowLinear(_PlainLinear):
         tp_group: ProcessGroup | None,
     ) -> None:
         super().__init__(
-            input_size, output_size, config, init_method, bias=bias, skip_bias_add=skip_bias_add, tp_group=tp_group
+            input_size,
+            output_size,
+            config=config,
+            init_method=init_method,
+            bias=bias,
+            skip_bias_add=skip_bias_add,
+            tp_group=tp_group,
         )
 
 
@@ -210,5 +259,5 @@ if TYPE_CHECKING:
     _column: ColumnLinearBuilder = ColumnLinear
     _row: RowLinearBuilder = RowLinear
 
-    def _is_a_linear(module: _PlainLinear) -> Linear:
+    def _is_a_linear(module: PlainLinear) -> Linear:
         return module

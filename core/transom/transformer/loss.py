@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transom.transformer.chunked_loss import chunked_cross_entropy
-from transom.transformer.kept_logits import LinearProduct, cross_entropy_of_kept_logits
+from transom.transformer.kept_logits import cross_entropy_of_kept_logits
 
 if TYPE_CHECKING:
     from transom.slots.loss import Loss, LossBuilder, LossRequest
+    from transom.transformer.linear import LinearProduct
     from transom.transformer.transformer_config import TransformerConfig
 
 __all__ = ["CrossEntropy"]

@@ -125,6 +125,11 @@ def test_sizes_that_do_not_fit_are_refused_in_torchs_words() -> None:
         linear(drawn(6, 3), drawn(5, 4))
 
 
+def test_bias_that_does_not_fit_is_refused_in_torchs_words() -> None:
+    with pytest.raises(RuntimeError, match="must match"):
+        linear(drawn(6, 4), drawn(5, 4), drawn(3))
+
+
 def test_inputs_without_features_give_the_bias() -> None:
     out = linear(torch.empty(2, 0), torch.empty(3, 0), torch.tensor([1.0, 2.0, 3.0]))
     assert out.tolist() == [[1.0, 2.0, 3.0]] * 2
@@ -158,6 +163,17 @@ def test_compiling_makes_one_graph_with_all_products() -> None:
     torch.testing.assert_close(compiled, eager)
     for mine, wanted in zip(gradients, torch.autograd.grad(eager.square().sum(), (x, weight, bias)), strict=True):
         torch.testing.assert_close(mine, wanted)
+    torch.compiler.reset()
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, while it traces
+def test_compiled_gradients_are_zeros_where_there_are_no_tokens() -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(linear, fullgraph=True, dynamic=True, backend="aot_eager")
+    for rows in (3, 0):
+        x, weight = drawn(rows, 4), drawn(5, 4)
+        compiled(x, weight).sum().backward()
+        torch.testing.assert_close(weight.grad, x.detach().sum(0).expand(5, 4))
     torch.compiler.reset()
 
 

@@ -59,7 +59,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, /) -> Tensor:
         >>> linear(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [5.0, 6.0]]))
         tensor([[11., 17.]])
     """
-    if not _is_onednns(x, weight):
+    if not _is_onednns(x, weight) or not (bias is None or bias.shape == weight.shape[:1]):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled():
         return _Linear.apply(x, weight, bias)
@@ -89,6 +89,8 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @torch.library.custom_op("transom_onednn_linear::product", mutates_args=(), device_types="cpu")
 def _in_graphs(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if not x.shape[-1]:  # a weight's gradient where there are no tokens: oneDNN has no product of nothing
+        return F.linear(x, weight, bias)
     product: Tensor = _pointwise(x, weight, bias, "none", (), "")
     return product
 
